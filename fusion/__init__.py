@@ -1,0 +1,1 @@
+"""What is computed, trained and scored: encoders, router, trunk, heads, tasks, reports."""

@@ -1,0 +1,21 @@
+"""Shape annotations are checked while the tests run; fixtures that many tests share."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+from jaxtyping import install_import_hook
+
+install_import_hook(["sensors", "datamodules", "fusion"], "beartype.beartype")
+
+_REAL = Path(os.environ.get("DYNFUSION_NUSCENES_REAL", Path(__file__).parents[2] / "shared" / "nuscenes-real"))
+
+
+@pytest.fixture(scope="session")
+def nuscenes_real() -> Path:
+    """Folder with one real keyframe (``frame``), the real mini_val tables (``minival-tables``) and a radar file."""
+    if not _REAL.is_dir():
+        pytest.skip(f"no real nuScenes data in {_REAL}: set DYNFUSION_NUSCENES_REAL to check against them")
+    return _REAL

@@ -25,8 +25,8 @@ class CameraBatch:
         image_from_camera: of these pixels, augmentation folded in.
         ego_from_camera: rigid (and scaled, under BEV scale augmentation).
         present: whether the camera delivered a picture.
-        depth_m: target for depth supervision from the *clean* LiDAR, nearest point per cell of ``depth_stride`` pixels; 0
-            where there is none. None outside training.
+        depth_m: target for depth supervision from the *clean* LiDAR, nearest point per cell of ``depth_stride``
+            pixels; 0 where there is none. None outside training.
     """
 
     images: Float32[Tensor, "b n 3 h w"]

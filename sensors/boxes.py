@@ -106,8 +106,8 @@ class Boxes:
     def moved(self, dst_from_src: RigidTransform) -> "Boxes":
         """The same boxes seen from another frame.
 
-        The heading is that of the turned x axis projected on the ground, as in the devkit's ``quaternion_yaw``: roll and
-        pitch are not kept.
+        The heading is that of the turned x axis projected on the ground, as in the devkit's ``quaternion_yaw``: roll
+        and pitch are not kept.
         """
         heading = np.stack([np.cos(self.yaw_rad), np.sin(self.yaw_rad), np.zeros_like(self.yaw_rad)], axis=-1)
         turned = dst_from_src.vectors(heading)
@@ -120,7 +120,7 @@ class Boxes:
         )
 
     def corners(self) -> Float[np.ndarray, "n 8 3"]:
-        """Corners: first four the front face, last four the rear face; each from upper left, clockwise seen along +x."""
+        """First four the front face, last four the rear face; each from upper left, clockwise seen along +x."""
         x = np.array([1, 1, 1, 1, -1, -1, -1, -1]) / 2
         y = np.array([1, -1, -1, 1, 1, -1, -1, 1]) / 2
         z = np.array([1, 1, -1, -1, 1, 1, -1, -1]) / 2

@@ -19,8 +19,8 @@ class Frame:
     """One keyframe in numpy.
 
     Absent is absent: a lost camera or radar has no entry, a lost LiDAR is the empty tuple. A sensor that works and sees
-    nothing is present with a sweep of no points. The frame stays usable with nothing present: reference time and pose are
-    metadata and come from the tables.
+    nothing is present with a sweep of no points. The frame stays usable with nothing present: reference time and pose
+    are metadata and come from the tables.
 
     Attributes:
         token: nuScenes sample token.

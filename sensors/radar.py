@@ -28,8 +28,8 @@ class RadarSweep:
         velocity_mps: x and y after ego-motion compensation, exactly radial.
         rcs_dbsm: radar cross-section.
         track_id: the file's ``id``.
-        dyn_prop: 0 moving, 1 stationary, 2 oncoming, 3 crossing left, 4 crossing right, 5 unknown, 6 stationary candidate,
-            7 stopped... as nuScenes documents it.
+        dyn_prop: 0 moving, 1 stationary, 2 oncoming, 3 stationary candidate, 4 unknown, 5 crossing stationary,
+            6 crossing moving, 7 stopped.
         is_quality_valid, ambig_state, invalid_state, pdh0, x_rms, y_rms, vx_rms, vy_rms: nuScenes' codes, as stored.
         lag_s: keyframe reference time minus measurement time; positive for an older sweep.
         ego_from_radar: keyframe ego frame from the sensor at its own time, chained through global.

@@ -1,8 +1,8 @@
 """The vehicle: nuScenes' twelve channels, their nominal mounting, and the eight units a router may leave out.
 
 Mounting: the calibration published with nuScenes scene-0061 (cameras, LiDAR) and scene-0103 (radars), rounded. Rates:
-Caesar et al., nuScenes, CVPR 2020. Powers are nominal, rounded from the makers' data sheets of the devices that nuScenes
-used (Basler acA1600-60gc, Velodyne HDL-32E, Continental ARS 408-21).
+Caesar et al., nuScenes, CVPR 2020. Powers are nominal, rounded from the makers' data sheets of the devices that
+nuScenes used (Basler acA1600-60gc, Velodyne HDL-32E, Continental ARS 408-21).
 """
 
 from dataclasses import dataclass

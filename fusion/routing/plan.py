@@ -19,8 +19,8 @@ class RoutingPlan:
 
     Attributes:
         choice: SKIP, LITE or FULL.
-        weight: multiplies the chosen branch's output; 1 in the forward pass, carries the straight-through gradient of the
-            choice in training.
+        weight: multiplies the chosen branch's output; 1 in the forward pass, carries the straight-through gradient of
+            the choice in training.
         probs: of each branch; 0 for branches that do not exist and for absent units (SKIP then has 1).
         log_prob: of the whole choice, for score-function estimators.
         budget: what was asked for, as a share of the full cost.

@@ -1,0 +1,94 @@
+"""The command ``dynfusion``: one word, then settings as ``key=value``.
+
+A user's mistake ends in one line on standard error and exit code 2; ``--traceback`` shows where it came from.
+"""
+
+import importlib
+import sys
+
+COMMANDS = {
+    "demo": "make a small town, train on it, break its sensors, score it, write a report",
+    "synth": "write a synthetic town in nuScenes' on-disk format",
+    "index": "read the tables of a data set once and keep them as a fast index",
+    "train": "train a model (or go on with a run that stopped)",
+    "evaluate": "score a trained run with the official nuScenes metrics",
+    "robustness": "score a trained run under a suite of sensor failures and budgets",
+    "report": "write the HTML page of a run",
+    "summary": "print parameters and GFLOPs of a model, unit by unit",
+    "check": "say whether this machine has what dynfusion needs",
+}
+USER_MISTAKE = 2
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and return the exit code: 0 done, 1 ran but found failures, 2 a user's mistake."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    show_traceback = "--traceback" in arguments
+    arguments = [argument for argument in arguments if argument != "--traceback"]
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    name, rest = arguments[0], arguments[1:]
+    if name == "--version":
+        from importlib.metadata import version
+
+        print(version("dynfusion"))
+        return 0
+    try:
+        if name not in COMMANDS:
+            raise ValueError(f"expected one of the commands {', '.join(COMMANDS)}, got '{name}'; see dynfusion --help")
+        command = importlib.import_module(f"fusion.commands.{name}")
+        if any(argument in ("-h", "--help") for argument in rest):
+            print((command.__doc__ or "").strip())
+            return 0
+        return command.run(rest)
+    except KeyboardInterrupt:
+        print("dynfusion: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        return 130
+    except Exception as error:
+        mistake = mistake_of(error)
+        if show_traceback or mistake is None:
+            raise
+        print(f"dynfusion {name}: {mistake}", file=sys.stderr)
+        return USER_MISTAKE
+
+
+def usage() -> str:
+    """The list of commands."""
+    width = max(len(name) for name in COMMANDS)
+    lines = [f"  {name:<{width}}  {what}" for name, what in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: dynfusion COMMAND [key=value ...] [--traceback]",
+            "",
+            *lines,
+            "",
+            "dynfusion COMMAND --help tells its settings.",
+        ]
+    )
+
+
+def mistake_of(error: BaseException) -> str | None:
+    """The one line to tell the user, or None for a defect of ours, which keeps its traceback.
+
+    Hydra wraps what a constructor raises, and a data loader wraps what its worker raises: both are unwrapped.
+    """
+    import hydra.errors
+    import omegaconf.errors
+
+    wrapped = (hydra.errors.InstantiationException, hydra.errors.ConfigCompositionException)
+    while isinstance(error, wrapped) and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    config_errors = (hydra.errors.HydraException, omegaconf.errors.OmegaConfBaseException)
+    if not isinstance(error, (ValueError, FileNotFoundError, NotADirectoryError, PermissionError, *config_errors)):
+        return None
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    if lines[0].startswith("Caught "):
+        return lines[-1].partition(": ")[2] or lines[-1]
+    return lines[0]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,62 @@
+"""Parameter groups and learning-rate schedules."""
+
+import math
+from collections.abc import Callable
+
+from torch import nn
+
+from fusion.stages import is_below
+
+SCHEDULES = ("onecycle", "constant")
+ROUTER_PREFIX = "router"
+
+
+def parameter_groups(
+    model: nn.Module, learning_rate: float, router_learning_rate: float, weight_decay: float
+) -> list[dict]:
+    """Groups for AdamW: weights, then biases and norms, then the router; only the first decays.
+
+    Frozen parameters are in their groups as well: without a gradient the optimiser leaves them alone.
+    """
+    groups = {
+        "weights": {"name": "weights", "params": [], "lr": learning_rate, "weight_decay": weight_decay},
+        "biases": {"name": "biases", "params": [], "lr": learning_rate, "weight_decay": 0.0},
+        "router": {"name": "router", "params": [], "lr": router_learning_rate, "weight_decay": 0.0},
+    }
+    for name, parameter in model.named_parameters():
+        if is_below(name, ROUTER_PREFIX):
+            key = "router"
+        else:
+            key = "biases" if parameter.ndim <= 1 or name.endswith(".bias") else "weights"
+        groups[key]["params"].append(parameter)
+    return [group for group in groups.values() if group["params"]]
+
+
+def learning_rate_factor(schedule: str, num_steps: int, warm_up_steps: int) -> Callable[[int], float]:
+    """Step -> factor on the learning rate.
+
+    ``onecycle`` rises from 1/25 to 1 over the warm-up and falls to 1/10000 by half cosines (Smith and Topin, 2018);
+    ``constant`` rises linearly and stays.
+
+    Raises:
+        ValueError: an unknown schedule.
+    """
+    if schedule not in SCHEDULES:
+        raise ValueError(f"expected schedule to be one of {', '.join(SCHEDULES)}, got '{schedule}'")
+    if warm_up_steps < 0:
+        raise ValueError(f"expected warm_up_steps of at least 0, got {warm_up_steps}")
+    warm_up = min(warm_up_steps, num_steps)
+
+    def constant(step: int) -> float:
+        return min(1.0, (step + 1) / (warm_up + 1))
+
+    def one_cycle(step: int) -> float:
+        if step < warm_up:
+            return _half_cosine(1 / 25, 1.0, step / warm_up)
+        return _half_cosine(1.0, 1e-4, min(1.0, (step - warm_up) / max(1, num_steps - 1 - warm_up)))
+
+    return constant if schedule == "constant" else one_cycle
+
+
+def _half_cosine(start: float, end: float, share: float) -> float:
+    return end + (start - end) * (1 + math.cos(math.pi * share)) / 2

@@ -1,0 +1,181 @@
+"""Declared training stages: what trains, who decides the route, under which budget, with which losses.
+
+A curriculum is a list of stages over training progress in [0, 1]. All of it is a pure function of (progress, key), so a
+run that is resumed in any stage goes on exactly.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float32, Int64
+from torch import Tensor, nn
+
+from fusion.routing.plan import FULL, LITE, SKIP
+from sensors.rig import NUM_CAMERAS, UNITS
+
+ROUTES = ("full", "fixed", "random", "learned")
+EXECUTIONS = ("sparse", "masked")
+MODALITIES = ("camera", "lidar", "radar")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stretch of training.
+
+    Attributes:
+        name: shown in logs and errors.
+        until: training progress in (0, 1] at which the stage ends; the last stage ends at 1.
+        trainable: prefixes of the parameters' names that train, or ``all``. The others stand still.
+        route: who decides what runs: ``full`` (everything present), ``fixed`` (``units``), ``random`` (by ``keep`` and
+            ``lite_share``) or ``learned`` (the router).
+        units: for ``fixed``: names of UNITS that run; ``CAMERAS`` stands for the six views.
+        keep: for ``random``: probability that a sensor group (camera, lidar, radar) runs, and that a ``view`` of a
+            running camera group does. Missing ones are 1. Something present always runs.
+        lite_share: for ``fixed`` and ``random``: share of the running units that run their lite branch.
+        budget: share of the full cost given to the router; a pair is drawn uniformly per sample and step.
+        execution: ``sparse`` or ``masked``.
+        losses: factors on the task's loss weights by name; ``{budget: 0}`` switches one off.
+        temperature: of the router's relaxation; a pair falls (or rises) exponentially over the stage.
+        learning_rate_factor: on the learning rate of the schedule.
+    """
+
+    name: str
+    until: float
+    trainable: str | Sequence[str] = "all"
+    route: str = "full"
+    units: Sequence[str] = UNITS
+    keep: Mapping[str, float] = field(default_factory=dict)
+    lite_share: float = 0.0
+    budget: float | Sequence[float] = 1.0
+    execution: str = "sparse"
+    losses: Mapping[str, float] = field(default_factory=dict)
+    temperature: float | Sequence[float] = 1.0
+    learning_rate_factor: float = 1.0
+
+    def __post_init__(self):
+        _check(self, 0.0 < self.until <= 1.0, "until in (0, 1], a share of training", self.until)
+        _check(self, self.route in ROUTES, f"route to be one of {', '.join(ROUTES)}", self.route)
+        _check(self, self.execution in EXECUTIONS, "execution to be sparse or masked", self.execution)
+        _check(self, 0.0 <= self.lite_share <= 1.0, "lite_share in [0, 1]", self.lite_share)
+        unknown = sorted(set(self.units) - {*UNITS, "CAMERAS"})
+        _check(self, not unknown and len(self.units) > 0, f"units among CAMERAS, {', '.join(UNITS)}", list(self.units))
+        unknown = sorted(set(self.keep) - {*MODALITIES, "view"})
+        shares = all(0.0 <= value <= 1.0 for value in self.keep.values())
+        _check(self, not unknown and shares, "keep: probabilities of camera, lidar, radar, view", dict(self.keep))
+        low, high = ends_of(self.budget)
+        _check(self, 0.0 < low <= high <= 1.0, "budget in (0, 1], or a pair low <= high", self.budget)
+        _check(self, min(ends_of(self.temperature)) > 0.0, "temperature above 0", self.temperature)
+
+    def trains(self, name: str) -> bool:
+        """Whether a parameter of this name trains in this stage."""
+        return self.trainable == "all" or any(is_below(name, prefix) for prefix in self.trainable)
+
+    def budget_of(self, num_samples: int, generator: torch.Generator) -> Float32[Tensor, "b"]:
+        """One budget per sample."""
+        low, high = ends_of(self.budget)
+        return low + (high - low) * torch.rand(num_samples, generator=generator)
+
+    def choice_of(
+        self, unit_present: Bool[Tensor, "b u"], generator: torch.Generator, branches: Bool[Tensor, "u k"] | None = None
+    ) -> Int64[Tensor, "b u"]:
+        """Branches of a route that nobody learnt (on the CPU); SKIP for absent units.
+
+        Args:
+            branches: which branches exist; without, all do.
+        """
+        unit_present = unit_present.cpu()
+        runs = self._running(unit_present, generator) & unit_present
+        lite = torch.rand(unit_present.shape, generator=generator) < self.lite_share
+        has_lite, has_full = (True, True) if branches is None else (branches[:, LITE].cpu(), branches[:, FULL].cpu())
+        lite = (lite & torch.as_tensor(has_lite)) | ~torch.as_tensor(has_full)
+        return torch.where(runs, torch.where(lite, LITE, FULL), SKIP)
+
+    def _running(self, unit_present: Bool[Tensor, "b u"], generator: torch.Generator) -> Bool[Tensor, "b u"]:
+        if self.route == "fixed":
+            named = [u in self.units or (i < NUM_CAMERAS and "CAMERAS" in self.units) for i, u in enumerate(UNITS)]
+            return torch.tensor(named).expand_as(unit_present)
+        if self.route == "random":
+            return random_units(unit_present, self.keep, generator)
+        return torch.ones_like(unit_present)
+
+
+class Curriculum:
+    """Stages one after the other."""
+
+    def __init__(self, stages: Sequence[Stage]):
+        self.stages = tuple(stages)
+        if not self.stages:
+            raise ValueError("expected at least one training stage, got none; see configs/stages")
+        ends = [stage.until for stage in self.stages]
+        if ends != sorted(set(ends)) or ends[-1] != 1.0:
+            raise ValueError(f"expected stages whose 'until' rises and ends at 1, got {ends}; change 'until'")
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) < len(names):
+            raise ValueError(f"expected stages with different names, got {names}; rename one")
+
+    def at(self, progress: float) -> Stage:
+        """The stage that training is in; a stage's end belongs to the next one."""
+        return next((stage for stage in self.stages if progress < stage.until), self.stages[-1])
+
+    def temperature(self, progress: float) -> float:
+        """Temperature of the relaxation: exponential from the stage's start to its end."""
+        stage = self.at(progress)
+        index = self.stages.index(stage)
+        begin = self.stages[index - 1].until if index else 0.0
+        share = min(1.0, (progress - begin) / (stage.until - begin))
+        start, end = ends_of(stage.temperature)
+        return float(start * (end / start) ** share)
+
+    def check(self, model: nn.Module, loss_names: Sequence[str], min_budget: float) -> None:
+        """That the stages fit a model.
+
+        Raises:
+            ValueError: a prefix that names no parameter, a stage that trains nothing, an unknown loss, a budget below
+                the model's least.
+        """
+        names = [name for name, _ in model.named_parameters()]
+        tops = sorted({name.split(".")[0] for name in names})
+        for stage in self.stages:
+            for prefix in () if stage.trainable == "all" else stage.trainable:
+                known = any(is_below(name, prefix) for name in names)
+                _check(stage, known, f"trainable prefixes of parameters (such as {', '.join(tops)})", prefix)
+            trains = any(stage.trains(name) for name in names)
+            _check(stage, trains, "something to train", f"trainable={stage.trainable!r}")
+            unknown = sorted(set(stage.losses) - set(loss_names))
+            _check(stage, not unknown, f"losses among {', '.join(loss_names)}", ", ".join(unknown))
+            enough = stage.route != "learned" or ends_of(stage.budget)[0] >= min_budget - 1e-9
+            _check(stage, enough, f"a budget of at least {min_budget:.3f}, the model's least", stage.budget)
+
+
+def random_units(
+    unit_present: Bool[Tensor, "b u"], keep: Mapping[str, float], generator: torch.Generator
+) -> Bool[Tensor, "b u"]:
+    """Sensor groups and views kept at random; where nothing is left, one present unit drawn uniformly."""
+    num_samples = len(unit_present)
+    probability = torch.tensor([keep.get(name, 1.0) for name in MODALITIES])
+    group = torch.rand(num_samples, len(MODALITIES), generator=generator) < probability
+    view = torch.rand(num_samples, NUM_CAMERAS, generator=generator) < keep.get("view", 1.0)
+    runs = torch.cat([group[:, :1] & view, group[:, 1:]], dim=1) & unit_present
+    drawn = torch.where(unit_present, torch.rand(unit_present.shape, generator=generator), -1.0).argmax(dim=1)
+    rescue = torch.nn.functional.one_hot(drawn, unit_present.shape[1]).bool()
+    return torch.where(runs.any(dim=1, keepdim=True), runs, rescue & unit_present)
+
+
+def ends_of(value: float | Sequence[float]) -> tuple[float, float]:
+    """First and last value of a number or of a pair."""
+    if isinstance(value, (int, float)):
+        return float(value), float(value)
+    if len(value) != 2:
+        raise ValueError(f"expected a number or a pair of numbers in a training stage, got {list(value)}")
+    return float(value[0]), float(value[1])
+
+
+def is_below(name: str, prefix: str) -> bool:
+    """Whether a dotted name is the prefix or lies below it."""
+    return name == prefix or name.startswith(prefix + ".")
+
+
+def _check(stage: Stage, holds: bool, expected: str, got: object) -> None:
+    if not holds:
+        raise ValueError(f"stage '{stage.name}': expected {expected}; got {got}")

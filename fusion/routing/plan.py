@@ -19,8 +19,8 @@ class RoutingPlan:
 
     Attributes:
         choice: SKIP, LITE or FULL.
-        weight: multiplies the chosen branch's output; 1 in the forward pass, carries the straight-through gradient of
-            the choice in training.
+        gates: one-hot of ``choice`` in the forward pass; carries the straight-through gradient of the choice backwards.
+            The output of a branch is multiplied by its gate.
         probs: of each branch; 0 for branches that do not exist and for absent units (SKIP then has 1).
         log_prob: of the whole choice, for score-function estimators.
         budget: what was asked for, as a share of the full cost.
@@ -28,11 +28,16 @@ class RoutingPlan:
     """
 
     choice: Int64[Tensor, "b u"]
-    weight: Float[Tensor, "b u"]
+    gates: Float[Tensor, "b u k"]
     probs: Float[Tensor, "b u k"]
     log_prob: Float[Tensor, "b"]
     budget: Float[Tensor, "b"]
     expected_cost: Float[Tensor, "b"]
+
+    @property
+    def weight(self) -> Float[Tensor, "b u"]:
+        """Gate of the chosen branch: 1 in the forward pass."""
+        return self.gates.gather(-1, self.choice[..., None])[..., 0]
 
     def rows(self, unit: int, branch: int) -> Int64[Tensor, "r"]:
         """Samples that run this branch of this unit."""
@@ -49,13 +54,13 @@ def fixed_plan(
 ) -> RoutingPlan:
     """A plan that nobody learnt: the given branches where the unit is present, SKIP elsewhere."""
     choice = torch.where(unit_present, choice, SKIP)
-    probs = torch.nn.functional.one_hot(choice, NUM_BRANCHES).float()
+    gates = torch.nn.functional.one_hot(choice, NUM_BRANCHES).float()
     num_samples = len(choice)
     ones = torch.ones(num_samples, device=choice.device)
     return RoutingPlan(
         choice=choice,
-        weight=torch.ones_like(choice, dtype=torch.float32),
-        probs=probs,
+        gates=gates,
+        probs=gates,
         log_prob=torch.zeros(num_samples, device=choice.device),
         budget=ones,
         expected_cost=ones if cost_share is None else cost_share,

@@ -1,7 +1,7 @@
 """One keyframe: everything that was measured around one moment, and a look at the past."""
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from sensors.boxes import Boxes
 from sensors.camera import CameraImage
@@ -57,6 +57,7 @@ class Frame:
         raise ValueError(f"expected one of the channels {(*CAMERAS, LIDAR, *RADARS)}, got '{channel}'")
 
 
+@runtime_checkable
 class History(Protocol):
     """Earlier measurements of the same scene."""
 

@@ -1,0 +1,225 @@
+"""Which faults hit a sample in training, how likely and how strong, as training goes on.
+
+Rules decide, faults act. Every decision is drawn from a hash of (seed, sample token, channel, rule[, epoch]), so it
+depends on no worker, order or rank, and a resumed run injects what the uninterrupted one would have.
+"""
+
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from datamodules.schedules import Number, Schedule, as_schedule
+from sensors.faults.catalogue import fault_named
+from sensors.faults.failures import SensorLoss
+from sensors.faults.protocol import (
+    CHANNELS_OF_MODALITY,
+    Draws,
+    Fault,
+    applied_name,
+    check_level,
+    restricted,
+)
+from sensors.frame import Frame, History
+from sensors.rig import CHANNELS
+
+Planned = tuple[Fault, float]
+Scheduled = Schedule | Number
+Severity = Scheduled | Sequence[Number] | None
+
+_CHECKED_PROGRESS = np.linspace(0, 1, 101)
+
+
+@runtime_checkable
+class Rule(Protocol):
+    """Decides which faults hit a sample."""
+
+    name: str
+
+    def plan(self, draws: Draws, progress: Number) -> list[Planned]:
+        """Faults and their levels, in the order of application."""
+
+
+class FaultRule:
+    """One fault, with its probability and severity as functions of training progress.
+
+    Attributes:
+        fault: a fault, or its name in the catalogue.
+        probability: of each sample, or of each channel when ``each`` is "channel".
+        severity: in the fault's unit: a number, a schedule, or (low, high) to draw from uniformly; None draws a place on
+            the ladder between clean and the fifth level.
+        channels: limits the fault; None for all of its modality.
+        each: "sample" hits all channels together; "channel" decides, and draws the severity, for each one alone.
+    """
+
+    def __init__(
+        self,
+        fault: Fault | str,
+        probability: Scheduled = 1.0,
+        severity: Severity = None,
+        channels: Sequence[str] | None = None,
+        each: str = "sample",
+    ):
+        fault = fault_named(fault) if isinstance(fault, str) else fault
+        self.fault = fault if channels is None else restricted(fault, channels)
+        self.name = self.fault.name
+        self.probability = _probability(probability, self.name)
+        if each not in ("sample", "channel"):
+            raise ValueError(f"expected each to be 'sample' or 'channel' in the rule for {self.name}, got '{each}'")
+        self.each = each
+        alone = restricted(self.fault, _scope(self.fault)[:1]) if each == "channel" else self.fault
+        self.severity = _severity(severity, alone)
+
+    def plan(self, draws: Draws, progress: Number) -> list[Planned]:
+        if self.each == "sample":
+            generator = draws.generator("sample")
+            hit = generator.random() < self.probability(progress)
+            return [(self.fault, self.level(self.fault, generator, progress))] if hit else []
+        planned = []
+        for channel in _scope(self.fault):
+            generator = draws.generator(channel)
+            if generator.random() < self.probability(progress):
+                fault = restricted(self.fault, (channel,))
+                planned.append((fault, self.level(fault, generator, progress)))
+        return planned
+
+    def level(self, fault: Fault, generator: np.random.Generator, progress: Number) -> float:
+        """The severity now: scheduled, or drawn."""
+        if self.severity is None:
+            return _drawn_level(fault, generator)
+        if isinstance(self.severity, tuple):
+            low, high = self.severity
+            return low + (high - low) * generator.random()
+        return self.severity(progress)
+
+
+def _drawn_level(fault: Fault, generator: np.random.Generator) -> float:
+    """Some place on the fault's ladder; of sensors that fail as a whole, a whole number."""
+    share = 1 - generator.random()
+    if isinstance(fault, SensorLoss):
+        return float(np.ceil(share * fault.worst))
+    return float(np.interp(share * NUM_LEVELS, range(NUM_LEVELS + 1), [fault.clean, *fault.levels]))
+
+
+class OneOf:
+    """At most one of several rules, for mixtures such as CMT's: half as it is, a quarter without the cameras, a quarter
+    without the LiDAR (Yan et al., ICCV 2023).
+
+    Attributes:
+        weights: probability of each rule; what is missing to 1 stays as it is. The chosen rule's own probability counts
+            on top, so leave it at 1.
+    """
+
+    def __init__(self, rules: Sequence[Rule], weights: Sequence[Scheduled]):
+        if len(rules) != len(weights) or not rules:
+            raise ValueError(f"expected one weight per rule, got {len(rules)} rules and {len(weights)} weights")
+        self.rules = tuple(rules)
+        self.name = f"one_of({','.join(rule.name for rule in self.rules)})"
+        self.weights = tuple(_probability(weight, self.name) for weight in weights)
+        for progress in _CHECKED_PROGRESS:
+            total = sum(weight(progress) for weight in self.weights)
+            if total > 1 + 1e-9:
+                raise ValueError(
+                    f"expected weights that sum to at most 1, got {total:.3g} at progress {progress:.2f}; lower them"
+                )
+
+    def plan(self, draws: Draws, progress: Number) -> list[Planned]:
+        left = draws.generator("choice").random()
+        for rule, weight in zip(self.rules, self.weights, strict=True):
+            left -= weight(progress)
+            if left < 0:
+                return rule.plan(Draws(draws.seed, draws.token, f"{draws.fault}/{rule.name}", draws.epoch), progress)
+        return []
+
+
+class SubsetDropout:
+    """Keeps a random non-empty proper subset of the modalities and drops the others as a whole.
+
+    Attributes:
+        probability: of dropping anything; every subset that loses something is equally likely.
+        modalities: what to choose from.
+    """
+
+    name = "subset_dropout"
+
+    def __init__(self, probability: Scheduled, modalities: Sequence[str] = ("camera", "lidar", "radar")):
+        unknown = [modality for modality in modalities if modality not in ("camera", "lidar", "radar")]
+        if unknown or len(set(modalities)) < 2:
+            raise ValueError(
+                f"expected two or three of camera, lidar and radar in {self.name}, got {list(modalities)}; name more"
+            )
+        self.probability = _probability(probability, self.name)
+        self.lost_sets = [lost for size in range(1, len(modalities)) for lost in combinations(modalities, size)]
+
+    def plan(self, draws: Draws, progress: Number) -> list[Planned]:
+        generator = draws.generator("subset")
+        chosen = int(generator.integers(len(self.lost_sets)))
+        if generator.random() >= self.probability(progress):
+            return []
+        faults = [fault_named(f"{modality}_drop") for modality in self.lost_sets[chosen]]
+        return [(fault, fault.worst) for fault in faults]
+
+
+class FaultInjector:
+    """Applies rules to samples.
+
+    A rule whose sensor is gone from the sample does nothing there. A fault that would leave no channel at all is left
+    out, unless ``may_lose_all``. What is reported is what was applied.
+    """
+
+    def __init__(self, rules: Sequence[Rule], seed: int = 0, may_lose_all: bool = False):
+        self.rules, self.seed, self.may_lose_all = tuple(rules), seed, may_lose_all
+        for rule in self.rules:
+            if not isinstance(rule, Rule):
+                raise ValueError(f"expected rules (FaultRule, OneOf, SubsetDropout), got {rule!r}")
+        # Two rules of one name must not decide alike: the second draws under another key.
+        names = [rule.name for rule in self.rules]
+        self._keys = [f"rule {name}#{names[:i].count(name)}" for i, name in enumerate(names)]
+
+    def apply(
+        self, frame: Frame, history: History, epoch: int | None, progress: Number
+    ) -> tuple[Frame, tuple[str, ...]]:
+        """The harmed frame and the names of what was done to it, such as ``lidar_beam_drop@0.40``."""
+        names = []
+        for rule, key in zip(self.rules, self._keys, strict=True):
+            for fault, level in rule.plan(Draws(self.seed, frame.token, key, epoch), progress):
+                if level == fault.clean or not any(frame.present(channel) for channel in _scope(fault)):
+                    continue
+                harmed = fault(frame, history, level, Draws(self.seed, frame.token, fault.name, epoch))
+                if not self.may_lose_all and not any(harmed.present(channel) for channel in CHANNELS):
+                    continue
+                frame = harmed
+                names.append(applied_name(fault, level))
+        return frame, tuple(names)
+
+
+def _scope(fault: Fault) -> tuple[str, ...]:
+    """The channels that a fault may harm."""
+    return fault.channels or CHANNELS_OF_MODALITY[fault.modality]
+
+
+def _probability(value: Scheduled, name: str) -> Schedule:
+    schedule = as_schedule(value)
+    for progress in _CHECKED_PROGRESS:
+        now = schedule(float(progress))
+        if not 0 <= now <= 1:
+            raise ValueError(f"expected a probability in [0, 1] for {name}, got {now:g} at progress {progress:.2f}")
+    return schedule
+
+
+def _severity(value: Severity, fault: Fault) -> Schedule | tuple[float, float] | None:
+    if value is None:
+        return None
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        if len(value) != 2:
+            raise ValueError(
+                f"expected (low, high) as the severity of {fault.name}, got {list(value)}; give two numbers"
+            )
+        for level in value:
+            check_level(fault, level)
+        return (float(value[0]), float(value[1]))
+    schedule = as_schedule(value)
+    for progress in _CHECKED_PROGRESS:
+        check_level(fault, schedule(float(progress)))
+    return schedule

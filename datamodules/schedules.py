@@ -1,0 +1,122 @@
+"""Schedules: training progress in [0, 1] to a value. Pure functions, so a resumed run continues them exactly."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+Number = float | int
+
+
+@runtime_checkable
+class Schedule(Protocol):
+    """A function of training progress."""
+
+    def __call__(self, progress: Number) -> float:
+        """The value at ``progress`` in [0, 1]."""
+
+
+@dataclass(frozen=True)
+class Constant:
+    """The same value throughout."""
+
+    value: Number
+
+    def __post_init__(self):
+        _check_finite("value", self.value)
+
+    def __call__(self, progress: Number) -> float:
+        _check_progress(progress)
+        return float(self.value)
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """Straight from ``first`` (until progress ``begin``) to ``last`` (from progress ``end`` on)."""
+
+    first: Number
+    last: Number
+    begin: Number = 0.0
+    end: Number = 1.0
+
+    def __post_init__(self):
+        _check_span(self)
+
+    def __call__(self, progress: Number) -> float:
+        return self.first + (self.last - self.first) * _share(progress, self.begin, self.end)
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """As Ramp, along half a cosine wave: flat at both ends."""
+
+    first: Number
+    last: Number
+    begin: Number = 0.0
+    end: Number = 1.0
+
+    def __post_init__(self):
+        _check_span(self)
+
+    def __call__(self, progress: Number) -> float:
+        share = _share(progress, self.begin, self.end)
+        return self.first + (self.last - self.first) * (1 - math.cos(math.pi * share)) / 2
+
+
+@dataclass(frozen=True)
+class Steps:
+    """``values[0]`` before the first boundary, ``values[k]`` from boundary k - 1 (included) on."""
+
+    boundaries: Sequence[Number]
+    values: Sequence[Number]
+
+    def __post_init__(self):
+        rising = all(a < b for a, b in zip(self.boundaries, self.boundaries[1:], strict=False))
+        if not rising or any(not 0 <= boundary <= 1 for boundary in self.boundaries):
+            raise ValueError(f"expected rising boundaries in [0, 1], got {list(self.boundaries)}; sort them")
+        if len(self.values) != len(self.boundaries) + 1:
+            raise ValueError(
+                f"expected one value more than boundaries, got {len(self.values)} values and {len(self.boundaries)} "
+                "boundaries; add or remove a value"
+            )
+        for value in self.values:
+            _check_finite("values", value)
+
+    def __call__(self, progress: Number) -> float:
+        _check_progress(progress)
+        return float(self.values[sum(progress >= boundary for boundary in self.boundaries)])
+
+
+def as_schedule(value: Schedule | Number) -> Schedule:
+    """A number is a constant; a schedule stays itself."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return Constant(value)
+    if not callable(value):
+        raise ValueError(f"expected a number or a schedule, got {value!r}; use Constant, Ramp, Cosine or Steps")
+    return value
+
+
+def _share(progress: Number, begin: Number, end: Number) -> float:
+    _check_progress(progress)
+    return min(max((progress - begin) / (end - begin), 0.0), 1.0)
+
+
+def _check_span(schedule: Ramp | Cosine) -> None:
+    if not 0 <= schedule.begin < schedule.end <= 1:
+        raise ValueError(
+            f"expected 0 <= begin < end <= 1 in training progress, got begin {schedule.begin} and end {schedule.end}"
+        )
+    _check_finite("first", schedule.first)
+    _check_finite("last", schedule.last)
+
+
+def _check_finite(name: str, value: Number) -> None:
+    if not math.isfinite(value):
+        raise ValueError(f"expected a finite number as {name} of a schedule, got {value}")
+
+
+def _check_progress(progress: Number) -> None:
+    if not 0 <= progress <= 1:
+        raise ValueError(
+            f"expected training progress in [0, 1], got {progress}; it is consumed samples over all samples"
+        )

@@ -1,0 +1,27 @@
+"""All faults by name."""
+
+from collections.abc import Sequence
+
+from sensors.faults.failures import FAILURES
+from sensors.faults.protocol import Fault, restricted
+
+CATALOGUE: tuple[Fault, ...] = (*FAILURES,)
+
+_BY_NAME = {fault.name: fault for fault in CATALOGUE}
+
+
+def fault_named(name: str, channels: Sequence[str] | None = None) -> Fault:
+    """The fault of that name, on the named channels only if any are given.
+
+    Raises:
+        ValueError: there is no such fault, or it cannot harm such a channel.
+    """
+    if name not in _BY_NAME:
+        raise ValueError(f"expected a fault among {', '.join(_BY_NAME)}, got '{name}'; write one of these")
+    return _BY_NAME[name] if channels is None else restricted(_BY_NAME[name], channels)
+
+
+def families() -> dict[str, tuple[str, ...]]:
+    """Names of the faults of each family, for runs that leave one family out."""
+    names = sorted({fault.family for fault in CATALOGUE})
+    return {family: tuple(fault.name for fault in CATALOGUE if fault.family == family) for family in names}

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import os
 import time
 from pathlib import Path
@@ -13,8 +14,6 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fusion.run_directory import write_text
-
-STEP_COLUMNS = ("step", "epoch", "stage", "learning_rate")
 
 
 class LastCheckpoint(Checkpoint):
@@ -44,7 +43,7 @@ class LastCheckpoint(Checkpoint):
     def _save(self, trainer: pl.Trainer) -> None:
         self._last_step = trainer.global_step
         if not trainer.fast_dev_run:
-            trainer.save_checkpoint(self.path)
+            trainer.save_checkpoint(self.path, weights_only=False)
 
 
 class StepTable(pl.Callback):
@@ -60,12 +59,16 @@ class StepTable(pl.Callback):
         self.flush_every = flush_every
         self._pending: list[tuple[dict, dict[str, torch.Tensor]]] = []
         self._last_step = -1
+        self._learning_rate = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._last_step = trainer.global_step
         if trainer.is_global_zero:
             for name in ("train.csv", "validation.csv"):
                 drop_rows_after(self.folder / name, trainer.global_step)
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        self._learning_rate = trainer.optimizers[0].param_groups[0]["lr"]
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         if trainer.global_step == self._last_step or not trainer.is_global_zero:
@@ -75,7 +78,7 @@ class StepTable(pl.Callback):
             "step": trainer.global_step,
             "epoch": trainer.current_epoch,
             "stage": pl_module.stage.name,
-            "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
+            "learning_rate": self._learning_rate,
         }
         self._pending.append((facts, dict(pl_module.step_values)))
         if len(self._pending) >= self.flush_every:
@@ -101,14 +104,17 @@ class StepTable(pl.Callback):
     def _flush(self) -> None:
         if not self._pending:
             return
-        columns = [torch.stack([value.detach().float() for value in values.values()]) for _, values in self._pending]
-        numbers = torch.cat(columns).tolist()
-        rows = []
-        for facts, values in self._pending:
-            rows.append({**facts, **dict(zip(values, numbers[: len(values)], strict=True))})
-            numbers = numbers[len(values) :]
-        append_rows(self.folder / "train.csv", rows)
+        columns = [torch.stack([value.float() for value in values.values()]) for _, values in self._pending]
+        numbers = iter(torch.cat(columns).tolist())
+        rows = [facts | {name: next(numbers) for name in values} for facts, values in self._pending]
         self._pending = []
+        append_rows(self.folder / "train.csv", rows)
+        for row in rows:
+            if not math.isfinite(row["loss"]):
+                raise ValueError(
+                    f"expected a finite loss, got {row['loss']} at step {row['step']}: training diverged; lower the "
+                    "learning rate, clip gradients (trainer.gradient_clip_val) or train in float32"
+                )
 
 
 def append_rows(path: Path, rows: list[dict]) -> None:

@@ -2,13 +2,48 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from fusion.stages import is_below
 
 SCHEDULES = ("onecycle", "constant")
 ROUTER_PREFIX = "router"
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """AdamW and its schedule.
+
+    Attributes:
+        learning_rate: peak of everything but the router.
+        router_learning_rate: peak of the router.
+        weight_decay: of weights; never of biases, norms and the router.
+        schedule: ``onecycle`` or ``constant`` (after the warm-up).
+        warm_up_steps: optimiser steps until the peak.
+    """
+
+    learning_rate: float = 1e-3
+    router_learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    schedule: str = "onecycle"
+    warm_up_steps: int = 50
+
+    def __post_init__(self):
+        for name in ("learning_rate", "router_learning_rate"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"expected {name} above 0, got {getattr(self, name)}")
+        if not self.weight_decay >= 0:
+            raise ValueError(f"expected weight_decay of at least 0, got {self.weight_decay}")
+        learning_rate_factor(self.schedule, 1, self.warm_up_steps)
+
+    def build(self, model: nn.Module, factor: Callable[[int], float]) -> tuple[torch.optim.AdamW, object]:
+        """The optimiser, and the scheduler that multiplies every learning rate by ``factor(step)``."""
+        groups = parameter_groups(model, self.learning_rate, self.router_learning_rate, self.weight_decay)
+        optimizer = torch.optim.AdamW(groups)
+        return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
 def parameter_groups(

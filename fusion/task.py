@@ -1,0 +1,184 @@
+"""Training of a FusionModel: stages, losses, optimiser, validation. Everything that Lightning needs to know."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from datamodules.batch import Batch
+from fusion.draws import keyed_generator, keyed_randomness
+from fusion.heads.decode import DecodeOptions, decode
+from fusion.heads.losses import LOSS_WEIGHTS, center_loss
+from fusion.heads.targets import center_targets
+from fusion.optim import OptimizerSettings, learning_rate_factor
+from fusion.routing.budget import budget_loss, route_entropy
+from fusion.routing.plan import BRANCHES, NUM_BRANCHES, RoutingPlan, fixed_plan
+from fusion.stages import Curriculum, Stage
+from fusion.validation import QuickPrecision
+from sensors.rig import UNITS
+
+DEFAULT_WEIGHTS = {**LOSS_WEIGHTS, "depth": 0.5, "budget": 10.0, "entropy": 0.0}
+"""Weights of all terms. ``budget`` is large since its hinge is a squared share; ``entropy`` is subtracted."""
+
+
+class FusionTask(pl.LightningModule):
+    """How a model learns.
+
+    All randomness of a step (budgets, random routes, the router's noise, dropout) is keyed by (seed, step, rank): a run
+    that was killed and resumed repeats it.
+
+    Args:
+        model: what learns: a FusionModel, or any module with its ``forward``, ``router``, ``head.grid``, ``prices()``
+            and ``min_budget``.
+        stages: one after the other, over training progress.
+        optimizer: learning rates and schedule.
+        loss_weights: on the terms of DEFAULT_WEIGHTS; those not named keep their default.
+        validation_budget: share of the full cost at which the router is validated.
+        seed: of all draws of training.
+        config: the run's plain configuration, kept in the checkpoint.
+
+    Attributes:
+        stage: the one that training is in.
+        step_values: scalars of the last training step by name, detached, on the device.
+        num_steps: optimiser steps of the whole training.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        stages: Sequence[Stage],
+        optimizer: OptimizerSettings | None = None,
+        loss_weights: Mapping[str, float] | None = None,
+        validation_budget: float = 1.0,
+        seed: int = 0,
+        config: dict | None = None,
+    ):
+        super().__init__()
+        unknown = sorted(set(loss_weights or {}) - set(DEFAULT_WEIGHTS))
+        if unknown:
+            raise ValueError(f"expected loss weights among {', '.join(DEFAULT_WEIGHTS)}, got {', '.join(unknown)}")
+        self.model = model
+        self.curriculum = Curriculum(stages)
+        self.curriculum.check(model, tuple(DEFAULT_WEIGHTS), model.min_budget)
+        self.optimizer_settings = optimizer or OptimizerSettings()
+        self.loss_weights = {**DEFAULT_WEIGHTS, **(loss_weights or {})}
+        self.validation_budget = max(validation_budget, model.min_budget)
+        self.seed = seed
+        self.stage = self.curriculum.stages[0]
+        self.step_values: dict[str, Tensor] = {}
+        self.num_steps = 0
+        self._prepared_stage: Stage | None = None
+        self.precision_at_2m = QuickPrecision()
+        self.decode_options = DecodeOptions(min_score=0.1, num_candidates=200, max_boxes=200)
+        self.save_hyperparameters(config or {})
+
+    def configure_optimizers(self):
+        """AdamW; the schedule's factor times that of the stage, once per optimiser step."""
+        self.num_steps = int(self.trainer.estimated_stepping_batches)
+        settings = self.optimizer_settings
+        schedule = learning_rate_factor(settings.schedule, self.num_steps, settings.warm_up_steps)
+
+        def factor(step: int) -> float:
+            return schedule(step) * self.curriculum.at(step / self.num_steps).learning_rate_factor
+
+        optimizer, scheduler = settings.build(self.model, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Enter the stage that progress has reached.
+
+        Here and not earlier: under DDP every parameter must want a gradient when the model is wrapped.
+        """
+        progress = self.trainer.global_step / self.num_steps
+        self.stage = self.curriculum.at(progress)
+        if self.stage is not self._prepared_stage:
+            for name, parameter in self.model.named_parameters():
+                parameter.requires_grad_(self.stage.trains(name))
+            self._prepared_stage = self.stage
+        self.model.router.relaxation.temperature = self.curriculum.temperature(progress)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        accumulated = self.trainer.accumulate_grad_batches
+        step = self.trainer.global_step * accumulated + batch_idx % accumulated
+        output = self._trained_forward(batch, step)
+        terms = self.loss_terms(output, batch)
+        weights = {name: self.loss_weights[name] * self.stage.losses.get(name, 1.0) for name in terms}
+        loss = torch.stack([weights[name] * value for name, value in terms.items()]).sum()
+        self.step_values = {"loss": loss.detach(), **_detached(terms), **route_values(output)}
+        logged = {f"train/{name}": value for name, value in self.step_values.items()}
+        self.log_dict(logged, batch_size=len(batch))
+        return loss
+
+    def _trained_forward(self, batch: Batch, step: int):
+        generator = keyed_generator(self.seed, "stage", step, self.global_rank)
+        stage, plan, budget = self.stage, None, 1.0
+        if stage.route == "learned":
+            budget = stage.budget_of(len(batch), generator).clamp(min=self.model.min_budget).to(self.device)
+        else:
+            plan = self.plan_of(stage, batch, generator)
+        self.model.router.set_noise_key(self.seed, step, self.global_rank)
+        with keyed_randomness(self.device, self.seed, "forward", step, self.global_rank):
+            return self.model(batch, budget=budget, plan=plan, execution=stage.execution)
+
+    def plan_of(self, stage: Stage, batch: Batch, generator: torch.Generator) -> RoutingPlan:
+        """The plan of a stage whose route is not learnt."""
+        prices = self.model.prices()
+        exists = prices.exists()
+        available = batch.unit_present & exists[:, 1:].any(dim=1).to(batch.unit_present.device)
+        choice = stage.choice_of(available, generator, exists).to(available.device)
+        return fixed_plan(choice, available, prices.cost_of(choice).float())
+
+    def loss_terms(self, output, batch: Batch) -> dict[str, Tensor]:
+        """Unweighted terms by the names of DEFAULT_WEIGHTS; 0 where a term has nothing to say."""
+        targets = center_targets(batch.boxes, len(batch), self.model.head.grid)
+        terms = center_loss(output.head, targets)
+        none = torch.zeros((), device=self.device)
+        terms["depth"] = none if output.depth_loss is None else output.depth_loss
+        is_learned = self.training and self.stage.route == "learned"
+        terms["budget"] = budget_loss(self._with_usage_of_all_ranks(output.plan)) if is_learned else none
+        terms["entropy"] = -route_entropy(output.plan) if is_learned else none
+        return terms
+
+    def _with_usage_of_all_ranks(self, plan: RoutingPlan) -> RoutingPlan:
+        """The plan with its costs shifted so that their mean is that of all ranks.
+
+        The hinge is on the mean excess: squared per rank and averaged it would punish ranks that drew costly samples.
+        Each rank keeps the gradient of its own costs, which DDP averages.
+        """
+        if self.trainer.world_size == 1:
+            return plan
+        excess = (plan.expected_cost - plan.budget).detach().mean()
+        everywhere = self.all_gather(excess).mean()
+        return replace(plan, expected_cost=plan.expected_cost + (everywhere - excess))
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        plan = None
+        if self.stage.route != "learned":
+            route = self.stage if self.stage.route == "fixed" else replace(self.stage, route="full", lite_share=0.0)
+            plan = self.plan_of(route, batch, keyed_generator(self.seed, "validation"))
+        output = self.model(batch, budget=self.validation_budget, plan=plan, execution="sparse")
+        terms = self.loss_terms(output, batch)
+        loss = torch.stack([self.loss_weights[name] * value for name, value in terms.items()]).sum()
+        shared = {"batch_size": len(batch), "sync_dist": True, "on_epoch": True, "on_step": False}
+        self.log("val/loss", loss, **shared)
+        self.log("val/gflops", route_values(output)["gflops"], **shared)
+        self.precision_at_2m.update(decode(output.head, self.model.head.grid, self.decode_options), batch.boxes)
+        self.log("val/ap_2m", self.precision_at_2m, on_epoch=True, on_step=False, batch_size=len(batch))
+
+
+def route_values(output) -> dict[str, Tensor]:
+    """Mean executed GFLOPs per sample, and the share of samples that chose each branch of each unit."""
+    choice = output.plan.choice
+    shares = torch.nn.functional.one_hot(choice, NUM_BRANCHES).float().mean(dim=0)
+    gflops = output.trace.gflops()
+    values = {"gflops": torch.tensor(sum(gflops) / max(len(gflops), 1), device=choice.device)}
+    for row, unit in enumerate(UNITS):
+        for column in range(1, NUM_BRANCHES):
+            values[f"{unit}/{BRANCHES[column]}"] = shares[row, column]
+    return values
+
+
+def _detached(terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach() for name, value in terms.items()}

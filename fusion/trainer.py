@@ -1,0 +1,63 @@
+"""Lightning's Trainer with what every run needs: atomic checkpoints, averages, tables, a readable progress display."""
+
+import logging
+import warnings
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Timer
+from pytorch_lightning.loggers import TensorBoardLogger
+
+from fusion.callbacks import LastCheckpoint, StepTable, TrainingProgress
+from fusion.checkpoint import AtomicCheckpointIO
+from fusion.ema import WeightAverage
+from fusion.run_directory import RunDirectory
+
+
+def build_trainer(
+    run_dir: str | Path,
+    average_decay: float | None = 0.99,
+    checkpoint_every_n_steps: int = 100,
+    progress_every_s: float = 10.0,
+    max_minutes: float | None = None,
+    callbacks: Sequence[pl.Callback] = (),
+    **lightning: Any,
+) -> pl.Trainer:
+    """A Trainer that writes into one run directory.
+
+    ``tensorboard/`` for TensorBoard, ``train.csv`` and ``validation.csv`` for everybody else, ``checkpoints/last.ckpt``
+    to resume from.
+
+    Args:
+        average_decay: of the weights' running average; None for none.
+        checkpoint_every_n_steps: optimiser steps between two checkpoints.
+        progress_every_s: seconds between two lines of progress in a log file.
+        max_minutes: stop after so long. The schedule does not know of it: a run that is cut off has not cooled down.
+            Prefer fewer epochs.
+        callbacks: further ones.
+        lightning: arguments of ``pytorch_lightning.Trainer`` (max_epochs, devices, strategy, precision, ...).
+    """
+    for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", ".*(LeafSpec|does not have many workers|smaller than the logging interval).*")
+    run = RunDirectory(Path(run_dir))
+    chosen = [StepTable(run.path), TrainingProgress(progress_every_s)]
+    if average_decay is not None:
+        chosen.append(WeightAverage(average_decay))
+    if max_minutes is not None:
+        chosen.append(Timer(duration=timedelta(minutes=max_minutes), interval="step", verbose=False))
+    # The table writes its rows into the file before the checkpoint that follows them is written.
+    chosen += [*callbacks, LastCheckpoint(run.last_checkpoint, checkpoint_every_n_steps)]
+    return pl.Trainer(
+        default_root_dir=run.path,
+        logger=TensorBoardLogger(run.path, name="", version="tensorboard"),
+        callbacks=chosen,
+        plugins=[AtomicCheckpointIO()],
+        enable_checkpointing=True,
+        use_distributed_sampler=False,
+        enable_model_summary=False,
+        **lightning,
+    )

@@ -1,0 +1,68 @@
+"""A small training in a process of its own, to be killed: python -m tests.fusion.train_toy FOLDER [key=value]."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+
+from fusion.optim import OptimizerSettings
+from fusion.stages import Stage
+from fusion.task import FusionTask
+from fusion.trainer import build_trainer
+from tests.fusion.toy_data import ToyData
+from tests.fusion.toy_model import ToyModel
+
+STAGES = (
+    Stage("points", 0.25, route="fixed", units=("LIDAR", "RADAR"), trainable=("lidar", "radar", "trunk", "head")),
+    Stage("random", 0.5, route="random", keep={"lidar": 0.6, "camera": 0.8}, lite_share=0.5),
+    Stage("learned", 1.0, route="learned", budget=(0.4, 1.0), temperature=(2.0, 0.5)),
+)
+EPOCHS, BATCHES = 4, 6
+LEARNING = OptimizerSettings(learning_rate=1e-2, router_learning_rate=2e-2, warm_up_steps=3)
+
+
+class KillAt(pl.Callback):
+    """Ends the process as ``kill -9`` does, right after a step."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def toy_task() -> FusionTask:
+    torch.manual_seed(3)
+    return FusionTask(ToyModel(), STAGES, LEARNING, seed=11)
+
+
+def train(
+    folder: Path, kill_at: int | None = None, resume: bool = False, num_workers: int = 0, **lightning
+) -> pl.Trainer:
+    """Train, or go on from the last checkpoint in ``folder``."""
+    task = toy_task()
+    if resume:
+        torch.manual_seed(999)  # nothing may depend on what was drawn before
+    options = {"max_epochs": EPOCHS, "accelerator": "cpu", "devices": 1, "gradient_clip_val": 10.0} | lightning
+    trainer = build_trainer(
+        folder,
+        average_decay=0.9,
+        checkpoint_every_n_steps=4,
+        callbacks=[] if kill_at is None else [KillAt(kill_at)],
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+        **options,
+    )
+    checkpoint = folder / "checkpoints" / "last.ckpt" if resume else None
+    trainer.fit(task, datamodule=ToyData(BATCHES, num_workers=num_workers), ckpt_path=checkpoint)
+    return trainer
+
+
+if __name__ == "__main__":
+    settings = dict(word.split("=") for word in sys.argv[2:])
+    numbers = {key: int(value) for key, value in settings.items() if value.lstrip("-").isdigit()}
+    train(Path(sys.argv[1]), **(settings | numbers))

@@ -1,0 +1,139 @@
+"""The Lightning data module: a nuScenes version, real or synthetic, to batches."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pytorch_lightning import LightningDataModule
+from torch.utils.data import DataLoader
+
+from datamodules.augment import BevAugmentation, ImageAugmentation
+from datamodules.index import open_index
+from datamodules.loader import TrainingLoader, sample_loader
+from datamodules.nuscenes import NuScenesFrames
+from datamodules.prepare import Corruptor, Preparation, PreparedSamples
+from datamodules.samplers import TrainingBatches, class_balanced_weights
+
+
+class NuScenesDataModule(LightningDataModule):
+    """Training and evaluation batches of one version.
+
+    Args:
+        root, version: where the data set lies.
+        train_split, val_split: predefined splits, or custom ones of ``splits.json``.
+        image_size_px: (height, width) of every view; None reads no pictures.
+        lidar_sweeps, radar_sweeps: sweeps per frame, the keyframe's included; 0 leaves the sensor out of the run.
+        batch_size: per process.
+        eval_batch_size: of evaluation; as ``batch_size`` where None.
+        num_workers: processes that read and prepare; 0 does it in this one.
+        seed: of order and augmentation. Faults have their own, in the injector.
+        total_epochs: length of training, for progress.
+        injector: lets sensors fail in training; None trains on clean samples.
+        depth_stride: pixels per cell of the depth target in training; None for none.
+        point_range_m: six numbers, x, y, z from and x, y, z to; points outside are left out. None keeps all.
+        image_augmentation, bev_augmentation: of training; None for none.
+        balance_classes: draw training samples so that every class is seen equally often.
+        missing: what a file that is not there means: ``error`` or ``absent``.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        version: str,
+        train_split: str,
+        val_split: str,
+        image_size_px: Sequence[int] | None = (256, 704),
+        lidar_sweeps: int = 10,
+        radar_sweeps: int = 6,
+        batch_size: int = 4,
+        eval_batch_size: int | None = None,
+        num_workers: int = 0,
+        seed: int = 0,
+        total_epochs: int = 1,
+        injector: Corruptor | None = None,
+        depth_stride: int | None = None,
+        point_range_m: Sequence[float] | None = None,
+        image_augmentation: ImageAugmentation | None = None,
+        bev_augmentation: BevAugmentation | None = None,
+        balance_classes: bool = False,
+        missing: str = "error",
+    ):
+        super().__init__()
+        self.root, self.version = Path(root), version
+        self.train_split, self.val_split = train_split, val_split
+        self.lidar_sweeps, self.radar_sweeps, self.missing = lidar_sweeps, radar_sweeps, missing
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
+        self.num_workers, self.seed, self.total_epochs = num_workers, seed, total_epochs
+        self.injector, self.balance_classes = injector, balance_classes
+        size_px = None if image_size_px is None else tuple(image_size_px)
+        range_m = None if point_range_m is None else tuple(point_range_m)
+        stride = depth_stride if size_px is not None else None
+        self.preparation = Preparation(size_px, stride, range_m, image_augmentation, bev_augmentation, seed)
+        self.clean_preparation = Preparation(size_px, point_range_m=range_m)
+        self._frames: dict[str, NuScenesFrames] = {}
+        self._training: TrainingLoader | None = None
+        self._resume: dict[str, int] = {}
+
+    def prepare_data(self) -> None:
+        """Build the index once, before other processes want it."""
+        open_index(self.root, self.version)
+
+    def frames(self, split: str) -> NuScenesFrames:
+        """The frames of a split as this run reads them."""
+        if split not in self._frames:
+            self._frames[split] = NuScenesFrames(
+                self.root,
+                self.version,
+                split,
+                self.lidar_sweeps,
+                self.radar_sweeps,
+                self.preparation.image_size_px is not None,
+                self.missing,
+            )
+        return self._frames[split]
+
+    def train_dataloader(self) -> TrainingLoader:
+        """Training batches in an order that depends on (seed, epoch) alone, resumed where training stands."""
+        frames = self.frames(self.train_split)
+        weights = class_balanced_weights(frames.class_counts) if self.balance_classes else None
+        batches = TrainingBatches(len(frames), self.batch_size, self.seed, self.total_epochs, weights)
+        samples = PreparedSamples(frames, self.preparation, self.injector)
+        self._training = TrainingLoader(samples, batches, self.num_workers, self._trainer_position)
+        if self._resume:
+            self._training.load_state_dict(self._resume)
+        return self._training
+
+    def val_dataloader(self) -> DataLoader:
+        """Clean validation batches."""
+        return self.evaluation_loader(self.val_split)
+
+    def evaluation_loader(
+        self, split: str, corruptor: Corruptor | None = None, batch_size: int | None = None
+    ) -> DataLoader:
+        """Batches of a split in its own order, without augmentation, under the given failures."""
+        samples = PreparedSamples(self.frames(split), self.clean_preparation, corruptor)
+        return sample_loader(samples, self.num_workers, batch_size=batch_size or self.eval_batch_size, shuffle=False)
+
+    def set_resume_position(self, epoch: int, consumed_batches: int) -> None:
+        """Start the next training iteration there: for loops of one's own; a fitting trainer's progress decides."""
+        self._resume = {"epoch": epoch, "consumed_batches": consumed_batches}
+        if self._training is not None:
+            self._training.load_state_dict(self._resume)
+
+    def state_dict(self) -> dict[str, int]:
+        """Epoch and consumed batches, and what makes them meaningful."""
+        return self._training.state_dict() if self._training is not None else dict(self._resume)
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on where a checkpoint was written."""
+        self._resume = dict(state_dict)
+        if self._training is not None and self._resume:
+            self._training.load_state_dict(self._resume)
+
+    def _trainer_position(self) -> tuple[int, int] | None:
+        """Epoch and batches done in it, by the fitting trainer's own (restored) progress; None outside of fit.
+
+        Asked when the next batch is about to be fetched: ``current.ready`` then counts exactly the batches before it.
+        """
+        if self.trainer is None or not self.trainer.training:
+            return None
+        return self.trainer.current_epoch, self.trainer.fit_loop.epoch_loop.batch_progress.current.ready

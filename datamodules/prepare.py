@@ -1,0 +1,242 @@
+"""From a keyframe to what the network sees, one sample at a time, inside the loader's workers.
+
+The order is the meaning: read, take targets from the clean frame, let sensors fail, look at their health, augment, turn
+into arrays.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from jaxtyping import Bool, Float, Float32, Float64
+
+from datamodules.augment import (
+    BevAugmentation,
+    Crop,
+    ImageAugmentation,
+    augmented_boxes,
+    augmented_points,
+    fitting_crop,
+    keyed_generator,
+)
+from datamodules.batch import LIDAR_FIELDS, RADAR_FIELDS
+from datamodules.nuscenes import NuScenesFrames
+from datamodules.targets import CleanTargets, depth_targets, targets_of
+from sensors.boxes import Boxes
+from sensors.frame import Frame, History
+from sensors.health import health_of, thumbnails_of
+from sensors.radar import RadarSweep
+from sensors.rig import CAMERAS, CHANNELS, RADARS
+
+_MOVING = (0, 2, 6)
+
+
+class SampleKey(NamedTuple):
+    """Which sample, and when in training: all that data, augmentation and faults depend on."""
+
+    index: int
+    epoch: int
+    progress: float
+
+
+class Corruptor(Protocol):
+    """Lets sensors fail: a fault injector or a scenario."""
+
+    def apply(
+        self, frame: Frame, history: History, epoch: int | None, progress: float
+    ) -> tuple[Frame, tuple[str, ...]]: ...
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How frames become samples.
+
+    Attributes:
+        image_size_px: height and width of every view; None in a run without cameras.
+        depth_stride: pixels per cell of the depth target; None for no target.
+        point_range_m: x, y, z from, x, y, z to in the (augmented) ego frame: points outside are left out. None for all.
+        image_augmentation, bev_augmentation: applied to keys with an epoch only.
+        seed: of the augmentation.
+    """
+
+    image_size_px: tuple[int, int] | None
+    depth_stride: int | None = None
+    point_range_m: tuple[float, ...] | None = None
+    image_augmentation: ImageAugmentation | None = None
+    bev_augmentation: BevAugmentation | None = None
+    seed: int = 0
+
+    def __post_init__(self):
+        size, stride = self.image_size_px, self.depth_stride
+        if size is not None and (len(size) != 2 or min(size) <= 0):
+            raise ValueError(f"expected image_size_px as (height, width), got {tuple(size)}")
+        if size is not None and stride is not None and (stride <= 0 or size[0] % stride or size[1] % stride):
+            raise ValueError(
+                f"expected image_size_px to be whole multiples of depth_stride {stride}, got {tuple(size)}; change one"
+            )
+        if self.point_range_m is not None and len(self.point_range_m) != 6:
+            raise ValueError(
+                f"expected point_range_m as six numbers (x, y, z from, x, y, z to), got {tuple(self.point_range_m)}"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Views:
+    """The six views of one sample, as in ``CameraBatch``."""
+
+    images: Float32[np.ndarray, "6 3 h w"]
+    image_from_camera: Float32[np.ndarray, "6 3 3"]
+    ego_from_camera: Float32[np.ndarray, "6 4 4"]
+    present: Bool[np.ndarray, "6"]
+    depth_m: Float32[np.ndarray, "6 dh dw"] | None
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One sample of a ``Batch``: the same fields without the batch. A part is None where the run has no such sensor."""
+
+    frame: Frame
+    views: Views | None
+    lidar: Float32[np.ndarray, "p 5"] | None
+    radar: Float32[np.ndarray, "q 10"] | None
+    boxes: Boxes | None
+    ego_from_ego_aug: Float64[np.ndarray, "4 4"]
+    health: Float32[np.ndarray, "12 k"]
+    thumbnails: Float32[np.ndarray, "6 3 th tw"]
+    channel_present: Bool[np.ndarray, "12"]
+    faults: tuple[str, ...]
+    progress: float
+
+
+class PreparedSamples:
+    """Map-style data set of ``Sample``.
+
+    An integer key is a sample to evaluate: no augmentation, no training progress. A ``SampleKey`` is one to train on.
+
+    Args:
+        frames: what is read.
+        preparation: how it is prepared.
+        corruptor: lets sensors fail; None for clean samples.
+    """
+
+    def __init__(self, frames: NuScenesFrames, preparation: Preparation, corruptor: Corruptor | None = None):
+        if frames.cameras != (preparation.image_size_px is not None):
+            raise ValueError(
+                f"expected image_size_px exactly where the frames have cameras, got {preparation.image_size_px} and "
+                f"cameras={frames.cameras}"
+            )
+        self.frames, self.preparation, self.corruptor = frames, preparation, corruptor
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, key: "int | SampleKey") -> Sample:
+        index, epoch, progress = key if isinstance(key, tuple) else (key, None, float("nan"))
+        frame = self.frames[index]
+        targets = targets_of(frame)
+        faults: tuple[str, ...] = ()
+        if self.corruptor is not None:
+            # Outside training a schedule stands at its end.
+            now = 1.0 if epoch is None else progress
+            frame, faults = self.corruptor.apply(frame, self.frames.history(index), epoch, now)
+        return self._prepared(frame, targets, faults, (epoch, progress))
+
+    def _prepared(
+        self, frame: Frame, targets: CleanTargets, faults: tuple[str, ...], moment: tuple[int | None, float]
+    ) -> Sample:
+        preparation, (epoch, progress) = self.preparation, moment
+        aug_from_ego = np.eye(4)
+        if epoch is not None and preparation.bev_augmentation is not None:
+            generator = keyed_generator(preparation.seed, epoch, frame.token, "bev")
+            aug_from_ego = preparation.bev_augmentation.draw(generator)
+        reads = self.frames
+        boxes = targets.boxes
+        return Sample(
+            frame=frame,
+            views=self._views(frame, targets, aug_from_ego, epoch) if preparation.image_size_px else None,
+            lidar=self._within(lidar_points(frame, aug_from_ego)) if reads.lidar_sweeps else None,
+            radar=self._within(radar_points(frame, aug_from_ego)) if reads.radar_sweeps else None,
+            boxes=augmented_boxes(boxes, aug_from_ego) if boxes is not None else None,
+            ego_from_ego_aug=np.linalg.inv(aug_from_ego),
+            health=health_of(frame),
+            thumbnails=thumbnails_of(frame),
+            channel_present=np.array([frame.present(channel) for channel in CHANNELS]),
+            faults=tuple(faults),
+            progress=progress,
+        )
+
+    def _within(self, points: Float32[np.ndarray, "p f"]) -> Float32[np.ndarray, "k f"]:
+        bounds = self.preparation.point_range_m
+        if bounds is None:
+            return points
+        low, high = np.array(bounds[:3], np.float32), np.array(bounds[3:], np.float32)
+        return points[((points[:, :3] >= low) & (points[:, :3] < high)).all(axis=1)]
+
+    def _views(
+        self, frame: Frame, targets: CleanTargets, aug_from_ego: Float64[np.ndarray, "4 4"], epoch: int | None
+    ) -> Views:
+        size_px = tuple(self.preparation.image_size_px)
+        images = np.zeros((len(CAMERAS), 3, *size_px), np.float32)
+        image_from_camera = np.tile(np.eye(3, dtype=np.float32), (len(CAMERAS), 1, 1))
+        ego_from_camera = np.tile(np.eye(4, dtype=np.float32), (len(CAMERAS), 1, 1))
+        present = np.zeros(len(CAMERAS), bool)
+        folded = {}
+        for row, channel in enumerate(CAMERAS):
+            image = frame.cameras.get(channel)
+            if image is None:
+                continue
+            crop = self._crop(frame.token, channel, image.pixels.shape[:2], epoch)
+            folded[channel] = crop.cropped_from_image
+            np.multiply(crop.apply(image.pixels).transpose(2, 0, 1), np.float32(1 / 255), out=images[row])
+            image_from_camera[row] = folded[channel] @ image.image_from_camera
+            ego_from_camera[row] = aug_from_ego @ image.ego_from_camera.matrix
+            present[row] = True
+        stride = self.preparation.depth_stride
+        depth_m = depth_targets(targets, folded, size_px, stride) if stride is not None else None
+        return Views(images, image_from_camera, ego_from_camera, present, depth_m)
+
+    def _crop(self, token: str, channel: str, image_px: tuple[int, int], epoch: int | None) -> Crop:
+        preparation = self.preparation
+        size_px = tuple(preparation.image_size_px)
+        if epoch is None or preparation.image_augmentation is None:
+            return fitting_crop(image_px, size_px)
+        generator = keyed_generator(preparation.seed, epoch, token, f"image/{channel}")
+        return preparation.image_augmentation.draw(image_px, size_px, generator)
+
+
+def lidar_points(frame: Frame, aug_from_ego: Float64[np.ndarray, "4 4"]) -> Float32[np.ndarray, "p 5"]:
+    """All sweeps as rows of LIDAR_FIELDS in the augmented ego frame."""
+    points = np.empty((sum(len(sweep) for sweep in frame.lidar), len(LIDAR_FIELDS)), np.float32)
+    start = 0
+    for sweep in frame.lidar:
+        rows = points[start : start + len(sweep)]
+        rows[:, :3] = _moved(sweep.xyz_m, aug_from_ego @ sweep.ego_from_lidar.matrix)
+        np.multiply(sweep.intensity, np.float32(1 / 255), out=rows[:, 3], casting="unsafe")
+        rows[:, 4] = sweep.lag_s
+        start += len(sweep)
+    return points
+
+
+def radar_points(frame: Frame, aug_from_ego: Float64[np.ndarray, "4 4"]) -> Float32[np.ndarray, "q 10"]:
+    """All sweeps of all radars as rows of RADAR_FIELDS in the augmented ego frame; no point is filtered out."""
+    sweeps = [sweep for channel in RADARS for sweep in frame.radars.get(channel, ())]
+    if not sweeps:
+        return np.zeros((0, len(RADAR_FIELDS)), np.float32)
+    return np.concatenate([_radar_rows(sweep, aug_from_ego) for sweep in sweeps])
+
+
+def _radar_rows(sweep: RadarSweep, aug_from_ego: Float64[np.ndarray, "4 4"]) -> Float32[np.ndarray, "q 10"]:
+    rows = np.empty((len(sweep), len(RADAR_FIELDS)), np.float32)
+    xyz_m, velocity_mps = sweep.to_ego()
+    rows[:, :3] = augmented_points(xyz_m, aug_from_ego)
+    rows[:, 3:5] = velocity_mps @ aug_from_ego[:2, :2].T
+    rows[:, 5], rows[:, 6] = sweep.rcs_dbsm, sweep.lag_s
+    rows[:, 7] = np.isin(sweep.dyn_prop, _MOVING)
+    rows[:, 8] = sweep.invalid_state == 0
+    rows[:, 9] = sweep.ambig_state == 3
+    return rows
+
+
+def _moved(xyz_m: Float[np.ndarray, "n 3"], dst_from_src: Float64[np.ndarray, "4 4"]) -> Float[np.ndarray, "n 3"]:
+    """Points through a 4x4, in float32: between two frames of the vehicle coordinates stay small."""
+    return xyz_m @ dst_from_src[:3, :3].T.astype(np.float32) + dst_from_src[:3, 3].astype(np.float32)

@@ -5,10 +5,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn import functional
 
 from datamodules.batch import BoxBatch
 from fusion.heads.center import CENTERPOINT_GROUPS, ONE_GROUP, CenterHead, HeadOutput
-from fusion.heads.decode import DecodeOptions, circle_nms, decode, to_global
+from fusion.heads.decode import DecodeOptions, _highest_around, circle_nms, decode, to_global
 from fusion.heads.targets import CenterTargets, center_targets
 from sensors.boxes import DETECTION_NAMES, NO_ATTRIBUTE, Boxes, attributes_of_class
 from sensors.grid import BevGrid
@@ -146,6 +147,11 @@ def test_attributes_are_the_classes_own():
         for label, attribute in zip(found.label, found.attribute, strict=True):
             own = attributes_of_class(DETECTION_NAMES[label])
             assert attribute in own if own else attribute == NO_ATTRIBUTE
+
+
+def test_peaks_are_those_of_max_pooling():
+    maps = torch.randn(2, 3, 9, 11)
+    assert torch.equal(_highest_around(maps), functional.max_pool2d(maps, 3, stride=1, padding=1))
 
 
 def greedy_nms(xy_m, label, radius_m):

@@ -1,0 +1,70 @@
+"""A run's configuration brought back to life: model with weights, data module."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from fusion.commands.compose import foreign_targets, instantiate
+from fusion.run_directory import RunDirectory
+
+
+@dataclass(frozen=True, eq=False)
+class OpenRun:
+    """A trained run, ready to be evaluated.
+
+    Attributes:
+        config: OmegaConf node, overrides applied.
+        model: in evaluation mode, averaged weights where training kept an average.
+        data: the data module of its validation split.
+    """
+
+    directory: RunDirectory
+    config: object
+    model: object
+    data: object
+
+
+def load_config(path: Path, overrides: list[str], allowed_targets: list[str]):
+    """The configuration of a run directory with dotted overrides on top.
+
+    A configuration names classes to call, so it is code: only classes of our own packages are instantiated unless the
+    user allows more by name.
+
+    Raises:
+        FileNotFoundError: no run there.
+        ValueError: a key that the configuration does not have, or a foreign class.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    directory = RunDirectory.existing(path)
+    config = OmegaConf.load(directory.config)
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        missing = object()
+        if not equals or OmegaConf.select(config, key, default=missing) is missing:
+            raise ValueError(f"expected key=value with a key of {directory.config}, got '{override}'")
+        try:
+            OmegaConf.update(config, key, OmegaConf.create(f"value: {value}").value)
+        except OmegaConfBaseException as error:
+            raise ValueError(f"cannot set '{override}': {str(error).splitlines()[0]}") from error
+    foreign = foreign_targets(config, tuple(allowed_targets))
+    if foreign:
+        raise ValueError(
+            f"{directory.config} wants to call {', '.join(sorted(set(foreign)))} from outside dynfusion; "
+            f"if you trust it, add allow=[{','.join(sorted(set(foreign)))}]"
+        )
+    return config
+
+
+def open_run(path: Path, overrides: list[str], allowed_targets: list[str]) -> OpenRun:
+    """Build the model of a run and load its newest checkpoint."""
+    from fusion.checkpoint import load_model
+
+    directory = RunDirectory.existing(path)
+    checkpoint = directory.require_checkpoint()
+    config = load_config(path, overrides, allowed_targets)
+    model = instantiate(config.model)
+    load_model(checkpoint, model)
+    model.eval()
+    data = instantiate(config.data)
+    return OpenRun(directory, config, model, data)

@@ -1,0 +1,65 @@
+"""dynfusion train [group=choice ...] [key=value ...] [run_dir=FOLDER]
+dynfusion train resume=RUN [key=value ...] [allow=[CLASS,...]]
+
+Trains a model on nuScenes or on a synthetic town. Groups (folders of configs/): data, model, faults, stages, trainer,
+suite, experiment. Any key of theirs can be set: data.root=/data/nuscenes data.version=v1.0-mini trainer.max_epochs=20
+trainer.devices=4 trainer.precision=bf16-mixed. The run directory holds the configuration, checkpoints, losses
+(train.csv, validation.csv, tensorboard/) and the scores of the last weights (metrics.json).
+resume=RUN goes on with a run that stopped, exactly where its last checkpoint was written.
+"""
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fusion.commands.compose import compose, instantiate, parse_options, split_arguments
+from fusion.commands.runs import load_config
+from fusion.run_directory import RunDirectory
+
+
+@dataclass
+class Options:
+    resume: str = ""
+    allow: list[str] = field(default_factory=list)
+
+
+def run(arguments: list[str]) -> int:
+    own, overrides = split_arguments(arguments, Options)
+    options = parse_options(own, Options)
+    if options.resume:
+        directory = RunDirectory.existing(Path(options.resume))
+        train(load_config(directory.path, overrides, options.allow), directory.path, resume=True)
+    else:
+        config = compose(overrides)
+        train(config, Path(config.run_dir or time.strftime("runs/%Y%m%d-%H%M%S")))
+    return 0
+
+
+def train(config, run_dir: Path, resume: bool = False) -> RunDirectory:
+    """Train as the configuration says. The run directory is made once everything in it could be built.
+
+    Raises:
+        ValueError, FileNotFoundError: a user's mistake; nothing was written.
+    """
+    import pytorch_lightning as pl
+    from omegaconf import OmegaConf
+
+    from fusion.trainer import build_trainer
+
+    config = config.copy()
+    config.run_dir = str(run_dir)
+    pl.seed_everything(config.seed, verbose=False)
+    data = instantiate(config.data)
+    data.check()
+    model = instantiate(config.model)
+    plain = OmegaConf.to_container(config, resolve=True)
+    task = instantiate(config.task, model=model, stages=instantiate(config.stages), seed=config.seed, config=plain)
+    trainer_settings = instantiate(config.trainer)
+    if resume:
+        directory = RunDirectory.existing(run_dir)
+    else:
+        directory = RunDirectory.create(run_dir, OmegaConf.to_yaml(config, resolve=True))
+    trainer = build_trainer(run_dir, **trainer_settings)
+    checkpoint = str(directory.require_checkpoint()) if resume else None
+    trainer.fit(task, datamodule=data, ckpt_path=checkpoint)
+    return directory

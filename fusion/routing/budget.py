@@ -101,6 +101,18 @@ class RouteTable:
         within = tables.cost <= budget.to(total)[:, None] + _TOLERANCE
         return tables.routes[total.masked_fill(~within, -torch.inf).argmax(dim=1)]
 
+    def random(
+        self, available: Bool[Tensor, "b u"], budget: float | Tensor, generator: torch.Generator | None = None
+    ) -> Int64[Tensor, "b u"]:
+        """Branches drawn uniformly among the possible ones, given up at random where the budget asks for it.
+
+        Args:
+            generator: CPU generator.
+        """
+        asked = checked_budget(budget, len(available), self.min_budget).to(available.device)
+        scores = torch.rand(len(available), len(UNITS), NUM_BRANCHES, generator=generator).to(available.device)
+        return self.best(scores, self.possible(available), asked)
+
     def _tables(self, device: torch.device) -> "_Tables":
         if device not in self._on_device:
             self._on_device[device] = self._on_device[torch.device("cpu")].to(device)

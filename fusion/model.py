@@ -1,0 +1,181 @@
+"""The only place where router, units, merge, trunk and head meet."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from datamodules.batch import Batch
+from fusion.heads.center import CenterHead, HeadOutput
+from fusion.routing.budget import RouteTable
+from fusion.routing.costs import ALWAYS, Prices
+from fusion.routing.dispatch import Dispatch, run_points, run_views
+from fusion.routing.plan import FULL, LITE, ExecutionTrace, RoutingPlan, fixed_plan
+from fusion.routing.router import Router, glance_of
+from fusion.trunk.merge import ChannelWeightedMerge, Merge, SensorBev
+from fusion.trunk.trunk import BevTrunk
+from fusion.units import PointBranches, ViewBranches
+from sensors.grid import BevGrid
+from sensors.rig import NUM_CAMERAS
+
+
+@dataclass(frozen=True, eq=False)
+class FusionOutput:
+    """What one forward pass gives.
+
+    Attributes:
+        head: maps to decode or to learn from.
+        plan: what was decided.
+        trace: what really ran.
+        depth_loss: mean over the computed views; None without targets or without views.
+    """
+
+    head: HeadOutput
+    plan: RoutingPlan
+    trace: ExecutionTrace
+    depth_loss: Float[Tensor, ""] | None
+
+
+class FusionModel(nn.Module):
+    """Camera, LiDAR and radar to a detection head, computing per sample what the plan says and nothing else.
+
+    Any of the three sensors may be None: the model then has no such unit, and batches may hold it or not.
+
+    Args:
+        cameras, lidar, radar: branches of the units.
+        merge: its keys name the sensors ``camera``, ``lidar``, ``radar``.
+        trunk: over the merged BEV.
+        head: over the trunk's output.
+        router: decides where no plan is given.
+
+    Raises:
+        ValueError: no sensor at all, or parts that lie on different grids.
+    """
+
+    def __init__(
+        self,
+        cameras: ViewBranches | None,
+        lidar: PointBranches | None,
+        radar: PointBranches | None,
+        merge: Merge | ChannelWeightedMerge,
+        trunk: BevTrunk,
+        head: CenterHead,
+        router: Router,
+    ):
+        super().__init__()
+        self.cameras, self.lidar, self.radar = cameras, lidar, radar
+        self.merge, self.trunk, self.head, self.router = merge, trunk, head, router
+        self._check_grids()
+        self.routes = RouteTable(self._priced(), router.floor)
+        exists = self.routes.prices.exists()
+        self.register_buffer("has_unit", exists[:, LITE] | exists[:, FULL], persistent=False)
+
+    def forward(
+        self,
+        batch: Batch,
+        budget: float | Tensor = 1.0,
+        plan: RoutingPlan | None = None,
+        execution: str = "sparse",
+    ) -> FusionOutput:
+        """Detection maps of every sample.
+
+        Args:
+            batch: parts of sensors that the model lacks are not looked at.
+            budget: share of the full cost that the router may spend, one or one per sample, from ``min_budget`` to 1.
+            plan: decided elsewhere; the router then does not run, and ``budget`` is not looked at.
+            execution: ``sparse`` or ``masked``.
+        """
+        available = self.available(batch)
+        decided = plan is not None
+        plan = plan if decided else self.router(glance_of(batch, available), self.routes, budget)
+        dispatch = Dispatch.of(plan, available, self.routes.prices.exists(), execution)
+
+        parts, depth_loss = self._run_units(batch, dispatch)  # {sensor: b c ny nx}
+        merged = self.merge(parts, len(batch))  # b c ny nx
+        output = self.head(self.trunk(merged))  # b d my mx
+
+        self._record_always(dispatch.trace, without={"router"} if decided else set())
+        return FusionOutput(output, plan, dispatch.trace, depth_loss)
+
+    def _run_units(self, batch: Batch, dispatch: Dispatch) -> tuple[dict[str, SensorBev], Tensor | None]:
+        parts, depth_loss = {}, None
+        if self.cameras is not None and batch.camera is not None:
+            parts["camera"], depth_loss = run_views(self.cameras, batch.camera, dispatch)
+        if self.lidar is not None and batch.lidar is not None:
+            parts["lidar"] = run_points("LIDAR", self.lidar, batch.lidar, dispatch)
+        if self.radar is not None and batch.radar is not None:
+            parts["radar"] = run_points("RADAR", self.radar, batch.radar, dispatch)
+        return {name: part for name, part in parts.items() if part is not None}, depth_loss
+
+    def available(self, batch: Batch) -> Bool[Tensor, "b u"]:
+        """Units that are present in the batch and that the model has."""
+        views, lidar, radar = batch.camera is not None, batch.lidar is not None, batch.radar is not None
+        in_batch = torch.tensor([*[views] * NUM_CAMERAS, lidar, radar], device=batch.unit_present.device)
+        return batch.unit_present & self.has_unit & in_batch
+
+    def full_plan(self, batch: Batch) -> RoutingPlan:
+        """Everything available at its full branch."""
+        available = self.available(batch)
+        choice = torch.full(available.shape, FULL, dtype=torch.int64, device=available.device)
+        return self.plan_of(choice, available)
+
+    def random_plan(
+        self, batch: Batch, budget: float | Tensor = 1.0, generator: torch.Generator | None = None
+    ) -> RoutingPlan:
+        """Branches drawn uniformly among the available ones, kept within the budget by the same cap as the router's."""
+        available = self.available(batch)
+        return self.plan_of(self.routes.random(available, budget, generator), available)
+
+    def plan_of(self, choice: Tensor, available: Tensor) -> RoutingPlan:
+        """A plan of given branches, with its cost."""
+        plan = fixed_plan(choice, available)
+        return fixed_plan(choice, available, self.prices().cost_of(plan.choice).float())
+
+    def prices(self) -> Prices:
+        """GFLOPs of every unit, branch and always-on part."""
+        return self.routes.prices
+
+    @property
+    def min_budget(self) -> float:
+        """b_min: the always-on share and the cheapest route that the floor allows."""
+        return self.routes.min_budget
+
+    def _priced(self) -> Prices:
+        views, lidar, radar = ({} if part is None else part.gflops() for part in (self.cameras, self.lidar, self.radar))
+        units = (*[views] * NUM_CAMERAS, lidar, radar)
+        if not any(units):
+            raise ValueError("expected at least one sensor, got cameras, lidar and radar all None; configure one")
+        always = {
+            "router": self.router.gflops(),
+            "merge": self.merge.gflops(),
+            "trunk": self.trunk.gflops(self.merge.grid.shape),
+            "head": self.head.gflops(),
+        }
+        search = RouteTable(Prices(always, units)).gflops
+        return Prices({**always, "router": always["router"] + search}, units)
+
+    def _record_always(self, trace: ExecutionTrace, without: set[str]) -> None:
+        everybody = tuple(range(trace.num_samples))
+        for name, gflops in self.prices().always.items():
+            if name not in without:
+                trace.add(ALWAYS, name, everybody, gflops)
+
+    def _check_grids(self) -> None:
+        merged = self.merge.grid
+        found = {
+            "lift": None if self.cameras is None else self.cameras.lift.grid,
+            "lidar": None if self.lidar is None else self.lidar.full.out_grid,
+            "radar": None if self.radar is None else self.radar.full.out_grid,
+        }
+        for name, grid in found.items():
+            if grid is not None and not _same(grid, merged):
+                raise ValueError(
+                    f"expected the {name} to give BEVs on the grid of the merge, {merged}, got {grid}; change one"
+                )
+
+
+def _same(one: BevGrid, other: BevGrid) -> bool:
+    """Whether the cells are the same, whatever sequence types a configuration gave."""
+    ranges = [(tuple(grid.x_range_m), tuple(grid.y_range_m), grid.cell_m) for grid in (one, other)]
+    return ranges[0] == ranges[1]

@@ -1,0 +1,178 @@
+"""Running exactly the chosen rows of exactly the chosen units.
+
+Two executions of one model. ``sparse`` runs each branch of each unit once, on the rows that chose it: the cost follows
+the choice at every batch size, and a branch that nobody chose is not called. ``masked`` runs every branch of every
+present unit and lets only the chosen one through: equal outputs, nothing saved, a gradient for what was not chosen.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from datamodules.batch import CameraBatch, PointBatch
+from fusion.encoders.lift import Lift, ViewRows
+from fusion.routing.plan import BRANCHES, NUM_BRANCHES, SKIP, ExecutionTrace, RoutingPlan
+from fusion.trunk.merge import SensorBev
+from fusion.units import PointBranches, ViewBranches
+from sensors.rig import NUM_CAMERAS, UNITS
+
+EXECUTIONS = ("sparse", "masked")
+
+
+@dataclass(frozen=True, eq=False)
+class Dispatch:
+    """A plan made ready to run.
+
+    Attributes:
+        plan: what was chosen.
+        chosen: the same, one-hot, on the host.
+        runs: what is computed, on the host; the same as ``chosen`` in sparse execution. Never SKIP.
+        is_masked: whether branches that were not chosen are computed too.
+        trace: filled in as things run.
+    """
+
+    plan: RoutingPlan
+    chosen: Bool[Tensor, "b u k"]
+    runs: Bool[Tensor, "b u k"]
+    is_masked: bool
+    trace: ExecutionTrace
+
+    @classmethod
+    def of(
+        cls, plan: RoutingPlan, available: Bool[Tensor, "b u"], exists: Bool[Tensor, "u k"], execution: str
+    ) -> "Dispatch":
+        """Copies the choice to the host: the one time a decision makes the device wait.
+
+        Args:
+            available: units that are present and that the model has.
+            exists: branches that the model has, on the host.
+
+        Raises:
+            ValueError: an unknown execution, or a plan that runs what is not there.
+        """
+        if execution not in EXECUTIONS:
+            raise ValueError(f"expected execution to be one of {EXECUTIONS}, got {execution!r}")
+        if plan.choice.shape != available.shape:
+            raise ValueError(
+                f"expected a plan for {tuple(available.shape)} samples and units, got {tuple(plan.choice.shape)}; "
+                "make it from the same batch"
+            )
+        choice, available = torch.stack([plan.choice, available.long()]).cpu()
+        possible = exists & available.bool()[..., None]
+        possible[..., SKIP] = True
+        chosen = torch.nn.functional.one_hot(choice, NUM_BRANCHES).bool()
+        if (chosen & ~possible).any():
+            sample, unit, branch = torch.nonzero(chosen & ~possible)[0].tolist()
+            raise ValueError(
+                f"expected a plan that runs only what is there, got {UNITS[unit]} at {BRANCHES[branch]} for sample "
+                f"{sample}, where the sensor is absent or the model has no such branch; make plans with fixed_plan"
+            )
+        runs = (possible if execution == "masked" else chosen).clone()
+        runs[..., SKIP] = False
+        return cls(plan, chosen, runs, execution == "masked", ExecutionTrace(len(choice)))
+
+    @property
+    def num_views(self) -> int:
+        """How many (sample, view) rows run, over all branches."""
+        return int(self.runs[:, :NUM_CAMERAS].sum())
+
+
+def run_points(name: str, branches: PointBranches, points: PointBatch, dispatch: Dispatch) -> SensorBev | None:
+    """The BEV of the LiDAR or the radar set; None where no sample runs it."""
+    unit = UNITS.index(name)
+    runs, num_samples = dispatch.runs[:, unit], len(dispatch.runs)
+    device, bev = points.points.device, None
+    for branch, encoder in branches.encoders().items():
+        rows = torch.nonzero(runs[:, branch])[:, 0]
+        if not len(rows):
+            continue
+        given = branches.given(branch, points if len(rows) == num_samples else points.rows(rows.to(device)))
+        features = encoder(given)
+        _record_points(dispatch, name, branch, rows, given, branches)
+        if dispatch.is_masked:
+            share = _masked_shares(dispatch.plan.gates[:, unit], max(branches.encoders()))[rows.to(device), branch]
+            features = features * share[:, None, None, None].to(features.dtype)
+        if bev is None:
+            bev = features.new_zeros(num_samples, *features.shape[1:])
+        bev = bev.index_add(0, rows.to(device), features.to(bev.dtype))
+    if bev is None:
+        return None
+    present = runs.any(dim=-1).to(device)
+    # Masked: everything computed is "present", and a weight of 0 puts the missing token where it was not chosen.
+    weight = 1 - dispatch.plan.gates[:, unit, SKIP] if dispatch.is_masked else dispatch.plan.weight[:, unit]
+    return SensorBev(bev, present, weight)
+
+
+def run_views(
+    branches: ViewBranches, camera: CameraBatch, dispatch: Dispatch
+) -> tuple[SensorBev | None, Float[Tensor, ""] | None]:
+    """The joint BEV of all views that run (None where none does), and their depth loss where there are targets."""
+    device, num_samples = camera.images.device, len(dispatch.runs)
+    views, views_chosen, losses = [], [], []
+    for branch in branches.sizes_px:
+        rows = torch.nonzero(dispatch.runs[:, :NUM_CAMERAS, branch].flatten())[:, 0]
+        if not len(rows):
+            continue
+        gates = dispatch.plan.gates[:, :NUM_CAMERAS, branch].flatten()
+        views.append(branches.rows(branch, camera, rows.to(device), gates[rows.to(device)]))
+        views_chosen.append(dispatch.chosen[:, :NUM_CAMERAS, branch].flatten()[rows].to(device))
+        if camera.depth_m is not None:
+            depth_m = camera.depth_m.flatten(0, 1)[rows.to(device)]
+            losses.append(branches.lift.depth_loss(views[-1].features, depth_m) * (len(rows) / dispatch.num_views))
+        _record_views(dispatch, branch, rows, branches)
+    if not views:
+        return None, None
+    if dispatch.is_masked:
+        bev, covered = _masked_lift(branches.lift, views, views_chosen, num_samples)
+    else:
+        bev, covered = branches.lift(views, num_samples)
+    present = dispatch.chosen[:, :NUM_CAMERAS, SKIP + 1 :].any(dim=2).any(dim=1).to(device)
+    depth_loss = torch.stack(losses).sum() if losses else None
+    return SensorBev(bev, present, torch.ones_like(present, dtype=torch.float32), covered), depth_loss
+
+
+def _masked_shares(gates: Float[Tensor, "b k"], stand_in: int) -> Float[Tensor, "b k"]:
+    """Share of each branch in the features of one unit: its gate, given that the unit runs.
+
+    Where the unit is skipped the branch ``stand_in`` has all: nothing of it gets through (the unit's weight is 0), but
+    that weight learns from it what running the unit would have given.
+    """
+    runs = 1 - gates[:, SKIP]
+    is_on = (runs.detach() > 0.5)[:, None]
+    all_of_one = torch.nn.functional.one_hot(torch.tensor(stand_in, device=gates.device), NUM_BRANCHES)
+    return torch.where(is_on, gates / torch.where(is_on, runs[:, None], 1.0), all_of_one.to(gates.dtype))
+
+
+def _masked_lift(
+    lift: Lift, views: list[ViewRows], chosen: list[Bool[Tensor, "r"]], num_samples: int
+) -> tuple[Float[Tensor, "b c ny nx"], Bool[Tensor, "b ny nx"]]:
+    """The lift of all views, of which only the chosen ones cover anything.
+
+    Rows that were not chosen have the weight 0. They are splatted into a shadow of their sample, for their gradient;
+    the shadow's coverage is left out.
+    """
+    shadowed = [
+        replace(rows, sample=rows.sample + num_samples * ~is_chosen)
+        for rows, is_chosen in zip(views, chosen, strict=True)
+    ]
+    bev, covered = lift(shadowed, 2 * num_samples)
+    return bev[:num_samples] + bev[num_samples:], covered[:num_samples]
+
+
+def _record_points(
+    dispatch: Dispatch, name: str, branch: int, rows: Int64[Tensor, "r"], given: PointBatch, branches: PointBranches
+) -> None:
+    """One entry per sample: the cost depends on how many points it really had."""
+    counts = torch.bincount(given.sample, minlength=len(rows)).tolist()
+    for row, count in zip(rows.tolist(), counts, strict=True):
+        dispatch.trace.add(name, BRANCHES[branch], (row,), branches.gflops_of(branch, count))
+
+
+def _record_views(dispatch: Dispatch, branch: int, rows: Int64[Tensor, "r"], branches: ViewBranches) -> None:
+    """One entry per view."""
+    for view in range(NUM_CAMERAS):
+        samples = (rows[rows % NUM_CAMERAS == view] // NUM_CAMERAS).tolist()
+        if samples:
+            dispatch.trace.add(UNITS[view], BRANCHES[branch], tuple(samples), branches.gflops_of[branch])

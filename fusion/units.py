@@ -1,0 +1,151 @@
+"""What the eight units are made of: the modules of each branch, what they are fed, and what they cost.
+
+The encoders inside know nothing of routing; the router knows nothing of encoders. This is what stands between.
+"""
+
+import torch
+from jaxtyping import Float, Float32, Int64
+from torch import Tensor, nn
+from torch.nn import functional
+
+from datamodules.batch import LIDAR_FIELDS, RADAR_FIELDS, CameraBatch, PointBatch
+from fusion.encoders.lift import Lift, ViewRows
+from fusion.encoders.pillars import PillarEncoder
+from fusion.encoders.views import ViewEncoder
+from fusion.routing.plan import BRANCHES, FULL, LITE
+
+LAG_COLUMN = {len(LIDAR_FIELDS): LIDAR_FIELDS.index("lag_s"), len(RADAR_FIELDS): RADAR_FIELDS.index("lag_s")}
+"""Where a point's age stands, by number of columns."""
+
+
+class ViewBranches(nn.Module):
+    """The six camera units: one encoder, fed the picture (full) or a smaller copy of it (lite); one joint lift.
+
+    Args:
+        encoder: shared by all views and both branches.
+        lift: splats whatever views were computed.
+        image_size_px: height and width of the batch's pictures.
+        lite_scale: side of the lite picture as a share of the full one; None: there is no lite branch.
+    """
+
+    def __init__(
+        self, encoder: ViewEncoder, lift: Lift, image_size_px: tuple[int, int], lite_scale: float | None = 0.5
+    ):
+        super().__init__()
+        if (encoder.channels, encoder.num_depths) != (lift.channels, lift.num_depths):
+            raise ValueError(
+                f"expected the lift to take the encoder's {encoder.channels} channels and {encoder.num_depths} depths, "
+                f"got {lift.channels} and {lift.num_depths}; give both the same numbers"
+            )
+        self.encoder, self.lift = encoder, lift
+        self.sizes_px = {FULL: (int(image_size_px[0]), int(image_size_px[1]))}
+        if lite_scale is not None:
+            self.sizes_px[LITE] = tuple(round(side * lite_scale) for side in self.sizes_px[FULL])
+        for height, width in self.sizes_px.values():
+            if height % encoder.stride or width % encoder.stride:
+                raise ValueError(
+                    f"expected image sides that are multiples of the encoder's stride, {encoder.stride}, in every "
+                    f"branch, got {height}x{width}; change image_size_px or lite_scale"
+                )
+
+        # gflops() counts on a copy of the module: too slow for every step.
+        stride = encoder.stride
+        self.gflops_of = {
+            branch: encoder.gflops(size) + lift.gflops((size[0] // stride, size[1] // stride))
+            for branch, size in self.sizes_px.items()
+        }
+
+    def gflops(self) -> dict[str, float]:
+        """GFLOPs of one view by branch name: encoder and lift."""
+        return {BRANCHES[branch]: gflops for branch, gflops in self.gflops_of.items()}
+
+    def rows(self, branch: int, camera: CameraBatch, chosen: Int64[Tensor, "r"], gates: Float[Tensor, "r"]) -> ViewRows:
+        """Computed features of the chosen rows.
+
+        Args:
+            chosen: ``sample * number of views + view``.
+            gates: of the same rows.
+
+        Raises:
+            ValueError: the batch's pictures have another size than the model was built and priced for.
+        """
+        size = tuple(camera.images.shape[-2:])
+        if size != self.sizes_px[FULL]:
+            raise ValueError(
+                f"expected images of {self.sizes_px[FULL]} px (height, width) as the model was built for, got {size}; "
+                "give model and data the same image_size_px"
+            )
+        images = camera.images.flatten(0, 1).index_select(0, chosen)
+        return ViewRows(
+            features=self.encoder(self._resized(images, branch)),
+            image_from_camera=camera.image_from_camera.flatten(0, 1).index_select(0, chosen),
+            ego_from_camera=camera.ego_from_camera.flatten(0, 1).index_select(0, chosen),
+            sample=chosen // camera.images.shape[1],
+            image_size_px=size,
+            weight=gates,
+        )
+
+    def _resized(self, images: Float32[Tensor, "r 3 h w"], branch: int) -> Float32[Tensor, "r 3 hh ww"]:
+        """Area averaging: a picture made smaller without aliasing."""
+        if branch == FULL:
+            return images
+        return functional.interpolate(images, size=self.sizes_px[branch], mode="area")
+
+
+class PointBranches(nn.Module):
+    """The LiDAR or the radar unit: an encoder of all sweeps (full), and a cheaper one of the newest sweep (lite).
+
+    Args:
+        full: takes every point.
+        lite: takes the points of the newest sweep; None: there is no lite branch.
+        num_points: of a typical sample with all sweeps; what prices are based on.
+        num_points_lite: the same for the newest sweep.
+        newest_s: a point belongs to the newest sweep when it is at most this much older than the sample's newest one.
+            For a set of radars, which do not measure at the same time, about one period.
+    """
+
+    def __init__(
+        self,
+        full: PillarEncoder,
+        lite: PillarEncoder | None = None,
+        num_points: int = 30_000,
+        num_points_lite: int = 30_000,
+        newest_s: float = 0.02,
+    ):
+        super().__init__()
+        self.full, self.lite, self.newest_s = full, lite, newest_s
+        if lite is not None and lite.channels != full.channels:
+            raise ValueError(
+                f"expected the lite encoder to give as many channels as the full one, {full.channels}, got "
+                f"{lite.channels}; widths inside may differ"
+            )
+        self.num_points = {FULL: num_points, LITE: num_points_lite}
+        # gflops() counts on a copy of the module: too slow for every step, and linear in the points.
+        self._fixed_gflops = {branch: encoder.gflops(0) for branch, encoder in self.encoders().items()}
+        self._point_gflops = {
+            branch: encoder.gflops(1) - self._fixed_gflops[branch] for branch, encoder in self.encoders().items()
+        }
+
+    def encoders(self) -> dict[int, PillarEncoder]:
+        """Encoder of every existing branch."""
+        return {FULL: self.full} if self.lite is None else {LITE: self.lite, FULL: self.full}
+
+    def gflops(self) -> dict[str, float]:
+        """GFLOPs of one typical sample by branch name."""
+        return {BRANCHES[branch]: self.gflops_of(branch, self.num_points[branch]) for branch in self.encoders()}
+
+    def gflops_of(self, branch: int, num_points: int) -> float:
+        """GFLOPs of one sample with ``num_points`` points."""
+        return self._fixed_gflops[branch] + num_points * self._point_gflops[branch]
+
+    def given(self, branch: int, points: PointBatch) -> PointBatch:
+        """The points that the branch takes."""
+        return points if branch == FULL else newest(points, self.newest_s)
+
+
+def newest(points: PointBatch, window_s: float) -> PointBatch:
+    """Each sample's points that are at most ``window_s`` older than its newest one."""
+    lag_s = points.points[:, LAG_COLUMN[points.points.shape[1]]]
+    newest_lag_s = torch.full((len(points.present),), torch.inf, device=lag_s.device)
+    newest_lag_s = newest_lag_s.scatter_reduce(0, points.sample, lag_s, "amin")
+    return points.where(lag_s <= newest_lag_s[points.sample] + window_s)

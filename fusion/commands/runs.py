@@ -68,3 +68,22 @@ def open_run(path: Path, overrides: list[str], allowed_targets: list[str]) -> Op
     model.eval()
     data = instantiate(config.data)
     return OpenRun(directory, config, model, data)
+
+
+def device_named(name: str):
+    """The torch device of that name; CUDA where there is one for the empty name.
+
+    Raises:
+        ValueError: no such device here.
+    """
+    import torch
+
+    if not name:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"expected device=cpu or device=cuda, got '{name}'") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError("expected a CUDA device for device=cuda, this machine has none; use device=cpu")
+    return device

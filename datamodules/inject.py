@@ -47,8 +47,8 @@ class FaultRule:
     Attributes:
         fault: a fault, or its name in the catalogue.
         probability: of each sample, or of each channel when ``each`` is "channel".
-        severity: in the fault's unit: a number, a schedule, or (low, high) to draw from uniformly; None draws a place on
-            the ladder between clean and the fifth level.
+        severity: in the fault's unit: a number, a schedule, or (low, high) to draw from uniformly; None draws a place
+            on the ladder between clean and the fifth level.
         channels: limits the fault; None for all of its modality.
         each: "sample" hits all channels together; "channel" decides, and draws the severity, for each one alone.
     """

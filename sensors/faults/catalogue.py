@@ -2,10 +2,22 @@
 
 from collections.abc import Sequence
 
+from sensors.faults.alignment import ALIGNMENT_FAULTS
+from sensors.faults.camera import CAMERA_FAULTS
 from sensors.faults.failures import FAILURES
+from sensors.faults.lidar import LIDAR_FAULTS
 from sensors.faults.protocol import Fault, restricted
+from sensors.faults.radar import RADAR_FAULTS
+from sensors.faults.weather import WEATHER_FAULTS
 
-CATALOGUE: tuple[Fault, ...] = (*FAILURES,)
+CATALOGUE: tuple[Fault, ...] = (
+    *FAILURES,
+    *CAMERA_FAULTS,
+    *LIDAR_FAULTS,
+    *RADAR_FAULTS,
+    *ALIGNMENT_FAULTS,
+    *WEATHER_FAULTS,
+)
 
 _BY_NAME = {fault.name: fault for fault in CATALOGUE}
 

@@ -16,7 +16,13 @@ from sensors.frame import Frame, History, Measurement
 from sensors.rig import CAMERAS, CHANNELS, LIDAR, RADARS, modality_of
 
 NUM_LEVELS = 5
-CHANNELS_OF_MODALITY = {"camera": CAMERAS, "lidar": (LIDAR,), "radar": RADARS, "all": CHANNELS}
+CHANNELS_OF_MODALITY = {
+    "camera": CAMERAS,
+    "lidar": (LIDAR,),
+    "radar": RADARS,
+    "camera+lidar": (*CAMERAS, LIDAR),
+    "all": CHANNELS,
+}
 
 M = TypeVar("M")
 Number = float | int
@@ -54,7 +60,7 @@ class Fault(Protocol):
     Attributes:
         name: as in ``lidar_beam_drop``.
         family: what it is a case of (``lost``, ``stuck``, ``weather``, ``light``, ...), for leave-one-family-out runs.
-        modality: ``camera``, ``lidar``, ``radar`` or ``all``.
+        modality: ``camera``, ``lidar``, ``radar``, ``camera+lidar`` or ``all``.
         unit: of the level.
         levels: five named severities, from mild to strong.
         clean: the level at which nothing happens.

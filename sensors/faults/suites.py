@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from sensors.faults.catalogue import fault_named
+from sensors.faults.catalogue import CATALOGUE, fault_named
 from sensors.faults.protocol import CHANNELS_OF_MODALITY, Draws, Fault, Number, applied_name, check_level
 from sensors.frame import Frame, History
 from sensors.rig import CAMERAS, RADARS
@@ -92,10 +92,26 @@ MISSING_SENSORS = (*_subsets(), *(_without(channel) for channel in (*CAMERAS, *R
 
 QUICK = (
     Scenario("clean"),
-    Scenario("camera_blackout", (_step("camera_blackout", 5),)),
+    Scenario("fog", (_step("fog", 4),)),
+    Scenario("night", (_step("camera_dark", 4),)),
+    Scenario("front-dead", (_step("camera_drop", 1, ("CAM_FRONT",)), _step("radar_drop", 1, ("RADAR_FRONT",)))),
+    Scenario("cameras-black", (_step("camera_blackout", 5),)),
+    Scenario("lidar-beams-lost", (_step("lidar_beam_drop", 3),)),
+    Scenario("lidar-limited-view", (_step("lidar_limited_view", 4),)),
+    Scenario("lidar-misaligned", (_step("lidar_misalignment", 4),)),
+    Scenario("radar-ghosts", (_step("radar_ghosts", 5),)),
 )
+"""A first look: clean and eight ways to fail, of known and of silent loss, weather, light, points, view and pose."""
 
-SUITES: dict[str, tuple[Scenario, ...]] = {"quick": QUICK, "missing-sensors": MISSING_SENSORS}
+RADAR = tuple(
+    Scenario(applied_name(fault, level), ((fault, level),))
+    for fault in CATALOGUE
+    if fault.modality == "radar"
+    for level in fault.levels
+)
+"""Every radar fault at its five levels."""
+
+SUITES: dict[str, tuple[Scenario, ...]] = {"quick": QUICK, "missing-sensors": MISSING_SENSORS, "radar": RADAR}
 
 
 def suite_named(name: str) -> tuple[Scenario, ...]:

@@ -19,3 +19,11 @@ def nuscenes_real() -> Path:
     if not _REAL.is_dir():
         pytest.skip(f"no real nuScenes data in {_REAL}: set DYNFUSION_NUSCENES_REAL to check against them")
     return _REAL
+
+
+@pytest.fixture(scope="session")
+def tiny_town(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Root of a small synthetic town (``tests/town_fixture.py``), version ``v1.0-town``; written once per session."""
+    from tests.town_fixture import make_tiny_town
+
+    return make_tiny_town(tmp_path_factory)

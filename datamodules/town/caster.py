@@ -1,0 +1,190 @@
+"""Rays against the world at one moment: what is hit, where, and which way its surface looks.
+
+What stands still is one ray-casting scene per world, what moves a small one per moment: a BVH of a few thousand
+triangles is cheaper than one of all. One thread each: samples are what runs in parallel.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from jaxtyping import Float32, Int16, Int32, UInt8
+
+from datamodules.open3d_import import load_open3d
+from datamodules.town.meshes import (
+    FOLIAGE,
+    GLASS,
+    GROUND,
+    KERB,
+    LAMP,
+    METAL,
+    NUM_PARTS,
+    PRIMARY,
+    ROOF,
+    SECONDARY,
+    STREET_LAMP,
+    TRUNK,
+    TYRE,
+    WALL,
+    Mesh,
+    merged,
+    placed_vertices,
+)
+from datamodules.town.world import World
+
+NOBODY = -1
+_GROUND_HALF_M = 1500.0
+_PART_COLOURS = {
+    GLASS: (0.07, 0.08, 0.10),
+    TYRE: (0.05, 0.05, 0.05),
+    LAMP: (0.85, 0.80, 0.72),
+    KERB: (0.50, 0.50, 0.48),
+    ROOF: (0.35, 0.27, 0.24),
+    TRUNK: (0.24, 0.18, 0.12),
+    FOLIAGE: (0.20, 0.32, 0.12),
+    METAL: (0.40, 0.42, 0.43),
+    STREET_LAMP: (0.9, 0.9, 0.85),
+}
+_PART_REFLECTIVITY = {
+    **{GLASS: 0.12, TYRE: 0.12, LAMP: 0.5, GROUND: 0.25, KERB: 0.35},
+    **{ROOF: 0.3, TRUNK: 0.3, FOLIAGE: 0.4, METAL: 0.45, STREET_LAMP: 0.4},
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Hits:
+    """Where rays end; rows of rays that hit nothing have an infinite range and triangle 0.
+
+    Attributes:
+        normal: unit, towards the ray's origin.
+        triangle: index into Surfaces.
+    """
+
+    range_m: Float32[np.ndarray, "n"]
+    normal: Float32[np.ndarray, "n 3"]
+    triangle: Int32[np.ndarray, "n"]
+
+
+@dataclass(frozen=True, eq=False)
+class Surfaces:
+    """What every triangle of a world is made of: the standing ones first, then the moving ones."""
+
+    part: UInt8[np.ndarray, "t"]
+    colour: Float32[np.ndarray, "t 3"]
+    reflectivity: Float32[np.ndarray, "t"]
+    owner: Int16[np.ndarray, "t"]
+
+
+def _painted(mesh: Mesh, colours, reflectivity, owner: int) -> Surfaces:
+    colour_of = np.zeros((NUM_PARTS, 3), np.float32)
+    reflectivity_of = np.zeros(NUM_PARTS, np.float32)
+    for part, rgb in _PART_COLOURS.items():
+        colour_of[part] = rgb
+    for part, share in _PART_REFLECTIVITY.items():
+        reflectivity_of[part] = share
+    for part, k in ((PRIMARY, 0), (SECONDARY, 1), (WALL, 0)):
+        colour_of[part], reflectivity_of[part] = colours[k], reflectivity[k]
+    return Surfaces(mesh.part, colour_of[mesh.part], reflectivity_of[mesh.part], np.full(len(mesh), owner, np.int16))
+
+
+class Caster:
+    """The rays of one world."""
+
+    def __init__(self, world: World):
+        self.world = world
+        half = _GROUND_HALF_M
+        plain = Mesh(
+            np.array([(-half, -half, 0), (half, -half, 0), (half, half, 0), (-half, half, 0)], np.float32),
+            np.array([(0, 1, 2), (0, 2, 3)], np.uint32),
+            np.full(2, GROUND, np.uint8),
+        )
+        grey = (np.full((2, 3), 0.4), np.full(2, 0.3))
+        meshes = [plain, world.pavements]
+        painted = [_painted(mesh, *grey, NOBODY) for mesh in meshes]
+        for prop in world.scenery:
+            meshes.append(prop.mesh)
+            painted.append(_painted(prop.mesh, prop.colours, prop.reflectivity, NOBODY))
+        self._moving, moving_painted = [], []
+        for index, actor in enumerate(world.actors):
+            surfaces = _painted(actor.body, actor.colours, actor.reflectivity, index)
+            if actor.motion.moves:
+                self._moving.append(actor)
+                moving_painted.append(surfaces)
+            else:
+                meshes.append(actor.body.placed(*actor.motion.pose(0.0)))
+                painted.append(surfaces)
+        self.surfaces = Surfaces(
+            *(
+                np.concatenate([getattr(part, name) for part in painted + moving_painted])
+                for name in ("part", "colour", "reflectivity", "owner")
+            )
+        )
+        standing = merged(meshes)
+        self._num_standing = len(standing)
+        self._standing = _scene(standing.vertices_m, standing.triangles)
+        self._moving_mesh = merged([actor.body for actor in self._moving]) if self._moving else None
+
+    @lru_cache(maxsize=2)  # noqa: B019 - a caster lives as long as its world
+    def at(self, time_s: float) -> "Moment":
+        """The world at a time of its own clock."""
+        scene = None
+        if self._moving_mesh is not None:
+            placed = [placed_vertices(actor.body.vertices_m, *actor.motion.pose(time_s)) for actor in self._moving]
+            scene = _scene(np.concatenate(placed), self._moving_mesh.triangles)
+        return Moment(self.surfaces, self._standing, scene, self._num_standing)
+
+
+@dataclass(frozen=True, eq=False)
+class Moment:
+    """A world at one time."""
+
+    surfaces: Surfaces
+    _standing: object
+    _moving: object | None
+    _num_standing: int
+
+    def cast(self, origin_m: Float32[np.ndarray, "n 3"], direction: Float32[np.ndarray, "n 3"]) -> Hits:
+        """Nearest hits of rays with unit directions."""
+        rays = _tensor(np.concatenate([origin_m, direction], axis=1))
+        range_m, normal, triangle = _nearest(self._standing, rays)
+        if self._moving is not None:
+            range_b, normal_b, triangle_b = _nearest(self._moving, rays)
+            nearer = np.flatnonzero(range_b < range_m)
+            range_m, normal, triangle = range_m.copy(), normal.copy(), triangle.copy()
+            range_m[nearer], normal[nearer] = range_b[nearer], normal_b[nearer]
+            triangle[nearer] = triangle_b[nearer] + self._num_standing
+        away = (normal * direction).sum(axis=1) > 0
+        normal = np.where(away[:, None], -normal, normal)
+        return Hits(range_m, normal, np.where(np.isfinite(range_m), triangle, 0).astype(np.int32))
+
+    def blocked(self, origin_m: Float32[np.ndarray, "n 3"], direction: Float32[np.ndarray, "n 3"]) -> np.ndarray:
+        """Whether anything lies along each ray."""
+        rays = _tensor(np.concatenate([origin_m, direction], axis=1))
+        hidden = self._standing.test_occlusions(rays, nthreads=1).numpy()
+        if self._moving is not None:
+            hidden = hidden | self._moving.test_occlusions(rays, nthreads=1).numpy()
+        return hidden
+
+
+def turned(rotation, vectors: Float32[np.ndarray, "n 3"]) -> Float32[np.ndarray, "n 3"]:
+    """Rotated vectors, by explicit sums: a BLAS may round differently with another number of threads."""
+    x, y, z = vectors.T
+    r = rotation.astype(np.float32)
+    return np.stack([r[k, 0] * x + r[k, 1] * y + r[k, 2] * z for k in range(3)], axis=1)
+
+
+def _tensor(array):
+    return load_open3d().core.Tensor(np.ascontiguousarray(array, np.float32))
+
+
+def _scene(vertices_m, triangles):
+    open3d = load_open3d()
+    scene = open3d.t.geometry.RaycastingScene(nthreads=1)
+    scene.add_triangles(_tensor(vertices_m), open3d.core.Tensor(np.ascontiguousarray(triangles, np.uint32)))
+    return scene
+
+
+def _nearest(scene, rays):
+    answer = scene.cast_rays(rays, nthreads=1)
+    triangle = answer["primitive_ids"].numpy().astype(np.int32)
+    return answer["t_hit"].numpy(), answer["primitive_normals"].numpy(), triangle

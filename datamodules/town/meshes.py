@@ -1,0 +1,134 @@
+"""Triangle meshes from a few primitives: boxes, tubes, balls.
+
+Every triangle carries a *part*: what it is made of. Colours and reflectivities are given to parts later, per instance.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float32, UInt8, UInt32
+
+PRIMARY, SECONDARY, GLASS, TYRE, LAMP = 0, 1, 2, 3, 4
+GROUND, KERB, WALL, ROOF, TRUNK, FOLIAGE, METAL, STREET_LAMP = 5, 6, 7, 8, 9, 10, 11, 12
+NUM_PARTS = 13
+
+
+@dataclass(frozen=True, eq=False)
+class Mesh:
+    """Triangles in one frame (metres), wound counter-clockwise seen from outside where it matters little."""
+
+    vertices_m: Float32[np.ndarray, "v 3"]
+    triangles: UInt32[np.ndarray, "t 3"]
+    part: UInt8[np.ndarray, "t"]
+
+    def __len__(self) -> int:
+        return len(self.triangles)
+
+    def placed(self, x_m: float, y_m: float, z_m: float, yaw_rad: float) -> "Mesh":
+        """Turned about +z, then shifted."""
+        return Mesh(placed_vertices(self.vertices_m, x_m, y_m, z_m, yaw_rad), self.triangles, self.part)
+
+    def fitted(self, size_lwh_m: tuple[float, float, float]) -> "Mesh":
+        """Stretched to these extents, centred in x and y, standing on z = 0."""
+        low, high = self.vertices_m.min(axis=0), self.vertices_m.max(axis=0)
+        scale = np.asarray(size_lwh_m, np.float32) / (high - low)
+        base = np.array([(low[0] + high[0]) / 2, (low[1] + high[1]) / 2, low[2]], np.float32)
+        return Mesh((self.vertices_m - base) * scale, self.triangles, self.part)
+
+
+def placed_vertices(vertices_m: Float32[np.ndarray, "v 3"], x_m, y_m, z_m, yaw_rad) -> Float32[np.ndarray, "v 3"]:
+    """Vertices turned about +z, then shifted."""
+    c, s = np.float32(np.cos(yaw_rad)), np.float32(np.sin(yaw_rad))
+    x, y, z = vertices_m.T
+    moved = np.empty_like(vertices_m)
+    moved[:, 0] = x * c - y * s + np.float32(x_m)
+    moved[:, 1] = x * s + y * c + np.float32(y_m)
+    moved[:, 2] = z + np.float32(z_m)
+    return moved
+
+
+def merged(meshes: list[Mesh]) -> Mesh:
+    """One mesh of several; the triangles keep their order."""
+    starts = np.cumsum([0] + [len(mesh.vertices_m) for mesh in meshes[:-1]])
+    return Mesh(
+        np.concatenate([mesh.vertices_m for mesh in meshes]),
+        np.concatenate([mesh.triangles + np.uint32(start) for mesh, start in zip(meshes, starts, strict=True)]),
+        np.concatenate([mesh.part for mesh in meshes]),
+    )
+
+
+def _mesh(vertices, triangles, part: int) -> Mesh:
+    triangles = np.asarray(triangles, np.uint32)
+    return Mesh(np.asarray(vertices, np.float32), triangles, np.full(len(triangles), part, np.uint8))
+
+
+_BOX_TRIANGLES = [
+    *((0, 2, 1), (0, 3, 2), (4, 5, 6), (4, 6, 7), (0, 1, 5), (0, 5, 4)),
+    *((1, 2, 6), (1, 6, 5), (2, 3, 7), (2, 7, 6), (3, 0, 4), (3, 4, 7)),
+]
+
+
+def box(x, y, z, part: int = PRIMARY, top_x=None, top_y=None) -> Mesh:
+    """A box between the bounds x, y, z (pairs); ``top_x`` and ``top_y`` are the bounds of a narrower top."""
+    top_x, top_y = top_x or x, top_y or y
+    bottom = [(x[0], y[0], z[0]), (x[1], y[0], z[0]), (x[1], y[1], z[0]), (x[0], y[1], z[0])]
+    top = [
+        (top_x[0], top_y[0], z[1]),
+        (top_x[1], top_y[0], z[1]),
+        (top_x[1], top_y[1], z[1]),
+        (top_x[0], top_y[1], z[1]),
+    ]
+    return _mesh(bottom + top, _BOX_TRIANGLES, part)
+
+
+def tube(start, end, radius, part: int = PRIMARY, sides: int = 6, end_radius=None) -> Mesh:
+    """A closed tube from one point to another; a cone where ``end_radius`` is small."""
+    start, end = np.asarray(start, float), np.asarray(end, float)
+    end_radius = radius if end_radius is None else end_radius
+    along = (end - start) / np.linalg.norm(end - start)
+    helper = np.array([0.0, 0.0, 1.0]) if abs(along[2]) < 0.9 else np.array([1.0, 0.0, 0.0])
+    u = np.cross(along, helper)
+    u /= np.linalg.norm(u)
+    v = np.cross(along, u)
+    angle = np.arange(sides) * 2 * np.pi / sides
+    ring = np.cos(angle)[:, None] * u + np.sin(angle)[:, None] * v
+    vertices = np.concatenate([start + ring * radius, end + ring * end_radius, [start], [end]])
+    triangles = []
+    for i in range(sides):
+        j = (i + 1) % sides
+        triangles += [
+            (i, j, sides + j),
+            (i, sides + j, sides + i),
+            (2 * sides, j, i),
+            (2 * sides + 1, sides + i, sides + j),
+        ]
+    return _mesh(vertices, triangles, part)
+
+
+def ball(center, radii, part: int = PRIMARY, sides: int = 7, rings: int = 3) -> Mesh:
+    """An ellipsoid of ``rings`` rings of ``sides`` corners between two poles."""
+    polar = np.arange(1, rings + 1) * np.pi / (rings + 1)
+    angle = np.arange(sides) * 2 * np.pi / sides
+    grid = np.stack(
+        [
+            np.sin(polar)[:, None] * np.cos(angle),
+            np.sin(polar)[:, None] * np.sin(angle),
+            np.repeat(np.cos(polar)[:, None], sides, axis=1),
+        ],
+        axis=-1,
+    ).reshape(-1, 3)
+    unit = np.concatenate([grid, [[0, 0, 1], [0, 0, -1]]])
+    top, bottom = len(unit) - 2, len(unit) - 1
+    triangles = []
+    for i in range(sides):
+        j = (i + 1) % sides
+        triangles += [(top, i, j), (bottom, (rings - 1) * sides + j, (rings - 1) * sides + i)]
+        for r in range(rings - 1):
+            a, b = r * sides, (r + 1) * sides
+            triangles += [(a + i, b + i, b + j), (a + i, b + j, a + j)]
+    return _mesh(unit * np.asarray(radii) + np.asarray(center), triangles, part)
+
+
+def wheel(x, y, radius, width, sides: int = 10) -> Mesh:
+    """A wheel that rolls along x and stands on z = 0."""
+    return tube((x, y - width / 2, radius), (x, y + width / 2, radius), radius, TYRE, sides)

@@ -1,0 +1,88 @@
+"""What kind of town to write: the configuration, its presets, and how they are spelled on the command line."""
+
+from dataclasses import dataclass, fields, replace
+
+CONDITIONS = ("day", "night", "fog")
+
+
+@dataclass(frozen=True)
+class TownConfig:
+    """A town. Equal configurations give equal bytes.
+
+    Attributes:
+        num_train_scenes, num_val_scenes: scenes of the splits ``town_train`` and ``town_val``.
+        samples_per_scene: keyframes, half a second apart.
+        image_scale: 1 gives nuScenes' 1600x900 pictures, 0.25 gives 400x225.
+        lidar_sweeps: *extra* 20 Hz LiDAR sweeps before each keyframe, under ``sweeps/``; 0 writes keyframes only.
+        radar_sweeps: *extra* 13 Hz sweeps before each keyframe of each radar.
+        num_actors: how many labelled objects stand or move within 50 m of the ego, on average.
+        seed: of everything.
+        day_weight, night_weight, fog_weight: shares of the scenes, not necessarily summing to 1.
+    """
+
+    num_train_scenes: int = 4
+    num_val_scenes: int = 2
+    samples_per_scene: int = 10
+    image_scale: float = 0.25
+    lidar_sweeps: int = 0
+    radar_sweeps: int = 0
+    num_actors: int = 40
+    seed: int = 0
+    day_weight: float = 0.4
+    night_weight: float = 0.3
+    fog_weight: float = 0.3
+
+    def __post_init__(self):
+        lowest = {"num_train_scenes": 1, "num_val_scenes": 1, "samples_per_scene": 1, "num_actors": 1}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value < lowest.get(field.name, 0):
+                raise ValueError(f"expected {field.name} >= {lowest.get(field.name, 0)}, got {value}; ask for more")
+        if not 0.02 <= self.image_scale <= 1.0:
+            raise ValueError(f"expected image_scale in [0.02, 1], got {self.image_scale}; 1 is 1600x900")
+        if self.lidar_sweeps > 9 or self.radar_sweeps > 5:
+            raise ValueError(
+                f"expected at most 9 extra LiDAR and 5 extra radar sweeps between two keyframes, got "
+                f"{self.lidar_sweeps} and {self.radar_sweeps}"
+            )
+        if sum(self.condition_weights) <= 0:
+            raise ValueError("expected one of day_weight, night_weight, fog_weight above 0, got none")
+
+    @property
+    def condition_weights(self) -> tuple[float, ...]:
+        """In the order of CONDITIONS."""
+        return tuple(getattr(self, f"{name}_weight") for name in CONDITIONS)
+
+    @property
+    def num_samples(self) -> int:
+        return (self.num_train_scenes + self.num_val_scenes) * self.samples_per_scene
+
+
+PRESETS = {
+    "tiny": TownConfig(num_train_scenes=2, num_val_scenes=1, samples_per_scene=3, image_scale=0.1),
+    "demo": TownConfig(
+        num_train_scenes=32, num_val_scenes=6, samples_per_scene=8, lidar_sweeps=2, radar_sweeps=2, num_actors=40
+    ),
+    "large": TownConfig(num_train_scenes=160, num_val_scenes=40, samples_per_scene=40),
+}
+
+
+def town_config(preset: str, overrides: dict[str, str]) -> TownConfig:
+    """A preset with fields replaced by the text of an override, e.g. ``{"seed": "3"}``.
+
+    Raises:
+        ValueError: unknown preset or field, or a text that is no number of the field's type.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"expected preset to be one of {', '.join(PRESETS)}, got '{preset}'")
+    types = {field.name: field.type for field in fields(TownConfig)}
+    values = {}
+    for name, text in overrides.items():
+        if name not in types:
+            raise ValueError(f"expected one of {', '.join(types)}, got '{name}'; see dynfusion synth --help")
+        try:
+            values[name] = types[name](text)
+        except ValueError:
+            kind = "a whole number" if types[name] is int else "a number"
+            raise ValueError(f"expected {name} to be {kind}, got '{text}'") from None
+    return replace(PRESETS[preset], **values)

@@ -1,0 +1,161 @@
+"""Roads: a smooth centre line with lanes beside it, the painted ground, and raised pavements.
+
+A place on a road is (s, d): metres along the centre line and metres to its left.
+"""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from datamodules.town.meshes import GROUND, KERB, Mesh
+
+CELL_M = 0.1
+"""Side of a ground cell, the resolution of nuScenes' map masks."""
+GRASS, ASPHALT, PAVING, PAINT = 0, 1, 2, 3
+KERB_HEIGHT_M = 0.15
+LANE_OFFSETS_M = (1.75, 5.1)
+BIKE_LANE_OFFSET_M = 7.2
+PARKING_OFFSET_M = 9.2
+KERB_OFFSET_M = 10.8
+PAVEMENT_EDGE_M = 15.2
+_STEP_M = 0.5
+
+
+class Road:
+    """A road whose heading swings as a sine along its length (straight where the swing is 0)."""
+
+    def __init__(
+        self, s_range_m: tuple[float, float], heading_rad: float, swing_rad=0.0, wavelength_m=300.0, phase=0.0
+    ):
+        self.s_range_m = s_range_m
+        self._s = np.arange(s_range_m[0], s_range_m[1] + _STEP_M, _STEP_M)
+        self._wave = (heading_rad, swing_rad, 2 * np.pi / wavelength_m, phase)
+        heading = self.heading(self._s + _STEP_M / 2)
+        steps = np.stack([np.cos(heading), np.sin(heading)], axis=-1) * _STEP_M
+        self._xy = np.concatenate([np.zeros((1, 2)), np.cumsum(steps[:-1], axis=0)])
+
+    def shifted(self, offset_xy_m) -> None:
+        """Move the whole road (while the world is being laid out)."""
+        self._xy = self._xy + np.asarray(offset_xy_m)
+
+    def heading(self, s_m):
+        """Direction of travel along the centre line, radians."""
+        heading, swing, rate, phase = self._wave
+        return heading + swing * np.sin(np.asarray(s_m) * rate + phase)
+
+    def xy(self, s_m, d_m) -> Float[np.ndarray, "*n 2"]:
+        """Positions in metres."""
+        s_m = np.asarray(s_m, float)
+        heading = self.heading(s_m)
+        center = np.stack([np.interp(s_m, self._s, self._xy[:, k]) for k in range(2)], axis=-1)
+        return center + np.stack([-np.sin(heading), np.cos(heading)], axis=-1) * np.asarray(d_m, float)[..., None]
+
+    def outline(self, s_range_m, d_range_m, step_m: float = 2.0) -> Float[np.ndarray, "n 2"]:
+        """Polygon around a strip."""
+        s = np.linspace(*s_range_m, max(2, int((s_range_m[1] - s_range_m[0]) / step_m) + 1))
+        return np.concatenate(
+            [self.xy(s, np.full_like(s, d_range_m[0])), self.xy(s[::-1], np.full_like(s, d_range_m[1]))]
+        )
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """A side road that crosses the main one at right angles; its own s is 0 at the junction."""
+
+    road: Road
+    at_s_m: float
+    half_width_m: float = 5.5
+
+    def blocks(self, s_m: float, margin_m: float = 0.0) -> bool:
+        """Whether a place along the main road lies on the junction."""
+        return bool(abs(s_m - self.at_s_m) < self.half_width_m + 1.5 + margin_m)
+
+
+@dataclass(frozen=True, eq=False)
+class Ground:
+    """What the ground is made of, by cell: ``kind[iy, ix]`` with x along columns, from the world's origin."""
+
+    kind: UInt8[np.ndarray, "ny nx"]
+
+    def at(self, x_m: Float[np.ndarray, "n"], y_m: Float[np.ndarray, "n"]) -> UInt8[np.ndarray, "n"]:
+        """The kind under each point; grass outside."""
+        ny, nx = self.kind.shape
+        ix, iy = (x_m / np.float32(CELL_M)).astype(np.int32), (y_m / np.float32(CELL_M)).astype(np.int32)
+        inside = (ix >= 0) & (iy >= 0) & (ix < nx) & (iy < ny)
+        return np.where(inside, self.kind[np.clip(iy, 0, ny - 1), np.clip(ix, 0, nx - 1)], np.uint8(GRASS))
+
+    def mask_png(self) -> bytes:
+        """nuScenes' semantic prior: 255 where one may drive or walk; the first row is the largest y."""
+        mask = np.where(self.kind[::-1] == GRASS, 0, 255).astype(np.uint8)
+        done, encoded = cv2.imencode(".png", mask, [cv2.IMWRITE_PNG_COMPRESSION, 3])
+        assert done, "OpenCV could not encode a PNG from uint8"
+        return encoded.tobytes()
+
+
+def paint_ground(size_xy_m: tuple[float, float], road: Road, crossing: Crossing | None) -> Ground:
+    """Asphalt, paving and markings of a main road and perhaps a crossing one."""
+    kind = np.zeros((int(size_xy_m[1] / CELL_M), int(size_xy_m[0] / CELL_M)), np.uint8)
+
+    def fill(which: Road, s_range_m, d_range_m, value: int) -> None:
+        corners = (which.outline(s_range_m, d_range_m) / CELL_M * 16).round().astype(np.int32)
+        cv2.fillPoly(kind, [corners], value, shift=4)
+
+    fill(road, road.s_range_m, (-PAVEMENT_EDGE_M, PAVEMENT_EDGE_M), PAVING)
+    if crossing:
+        edge = crossing.half_width_m + 2.5
+        fill(crossing.road, crossing.road.s_range_m, (-edge, edge), PAVING)
+        fill(crossing.road, crossing.road.s_range_m, (-crossing.half_width_m, crossing.half_width_m), ASPHALT)
+    fill(road, road.s_range_m, (-KERB_OFFSET_M, KERB_OFFSET_M), ASPHALT)
+    _paint_main_markings(fill, road, crossing)
+    if crossing:
+        _paint_crossing(fill, road, crossing)
+    return Ground(kind)
+
+
+def _paint_main_markings(fill, road: Road, crossing: Crossing | None) -> None:
+    start, stop = road.s_range_m
+    for s in np.arange(start, stop - 9.0, 9.0):
+        if crossing and crossing.blocks(s + 4.5, 8.0):
+            continue
+        for d in (-3.42, 3.42):
+            fill(road, (s, s + 3.0), (d - 0.08, d + 0.08), PAINT)
+        for d in (-0.15, 0.15, -6.6, 6.6, -7.8, 7.8):
+            fill(road, (s, s + 9.0), (d - 0.07, d + 0.07), PAINT)
+
+
+def _paint_crossing(fill, road: Road, crossing: Crossing) -> None:
+    reach = crossing.half_width_m + 2.0
+    for side in (-1, 1):
+        middle = crossing.at_s_m + side * (reach + 2.0)
+        for d in np.arange(-10.0, 10.0, 1.0):
+            fill(road, (middle - 1.8, middle + 1.8), (d, d + 0.5), PAINT)
+        stop_line = crossing.at_s_m + side * (reach + 5.5)
+        fill(road, (stop_line - 0.2, stop_line + 0.2), (0.3, 6.6) if side > 0 else (-6.6, -0.3), PAINT)
+        for s in np.arange(PAVEMENT_EDGE_M, crossing.road.s_range_m[1] - 6.0, 6.0):
+            fill(crossing.road, (side * s, side * s + 3.0), (-0.08, 0.08), PAINT)
+
+
+def pavement_mesh(road: Road, crossing: Crossing | None, s_range_m, step_m: float = 3.0) -> Mesh:
+    """Raised pavements along both sides of the main road, and along the crossing road."""
+    strips = []
+    for side in (-1, 1):
+        for s in np.arange(s_range_m[0], s_range_m[1], step_m):
+            if not (crossing and crossing.blocks(s + step_m / 2, -1.5)):
+                strips.append((road, s, s + step_m, side * KERB_OFFSET_M, side * PAVEMENT_EDGE_M))
+    if crossing:
+        for arm in (-1, 1):
+            for side in (-1, 1):
+                near, far = PAVEMENT_EDGE_M, abs(crossing.road.s_range_m[1])
+                kerb = side * crossing.half_width_m
+                strips.append((crossing.road, *sorted((arm * near, arm * far)), kerb, kerb + side * 2.5))
+    vertices, triangles, part = [], [], []
+    for which, s0, s1, d_kerb, d_edge in strips:
+        s, d = np.array([s0, s1, s1, s0, s0, s1]), np.array([d_kerb, d_kerb, d_edge, d_edge, d_kerb, d_kerb])
+        z = np.array([KERB_HEIGHT_M] * 4 + [0.0] * 2)
+        first = 6 * len(part) // 4
+        vertices.append(np.concatenate([which.xy(s, d), z[:, None]], axis=1))
+        triangles += [(first + a, first + b, first + c) for a, b, c in ((0, 1, 2), (0, 2, 3), (4, 5, 1), (4, 1, 0))]
+        part += [GROUND, GROUND, KERB, KERB]
+    return Mesh(np.concatenate(vertices).astype(np.float32), np.array(triangles, np.uint32), np.array(part, np.uint8))

@@ -1,0 +1,62 @@
+"""``dynfusion synth``: write a synthetic town."""
+
+import os
+from pathlib import Path
+
+from datamodules.town.presets import TownConfig, town_config
+from datamodules.town.writer import VERSION, write_town
+
+_OWN_KEYS = ("root", "preset", "workers")
+
+
+def run(arguments: list[str]) -> int:
+    """Write the town that ``key=value`` arguments describe, showing the time left.
+
+    Keys: ``root`` (needed), ``preset``, ``workers``, and every field of TownConfig.
+
+    Raises:
+        ValueError: an argument that is no ``key=value``, an unknown key, or a value out of range.
+    """
+    root, workers, config = parse(arguments)
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("writing the town"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns) as bars:
+        task = bars.add_task("samples", total=config.num_samples)
+        write_town(root, config, workers, lambda done, total: bars.update(task, completed=done, total=total))
+    print(f"{config.num_samples} samples in {root} (version {VERSION}, splits town_train and town_val)")
+    return 0
+
+
+def parse(arguments: list[str]) -> tuple[Path, int, TownConfig]:
+    """Root, number of processes and configuration."""
+    given: dict[str, str] = {}
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if not equals or not value:
+            raise ValueError(f"expected key=value, got '{argument}'; for example root=towns/demo preset=demo")
+        given[name] = value
+    if "root" not in given:
+        raise ValueError("expected root=FOLDER, got none; say where to write the town, e.g. root=towns/demo")
+    own = {name: given.pop(name) for name in _OWN_KEYS if name in given}
+    unknown = [name for name in given if name not in TownConfig.__dataclass_fields__]
+    if unknown:
+        valid = ", ".join((*_OWN_KEYS, *TownConfig.__dataclass_fields__))
+        raise ValueError(f"expected keys among {valid}; got '{unknown[0]}'")
+    workers = own.get("workers", str(os.cpu_count() or 1))
+    if not workers.isdigit() or int(workers) < 1:
+        raise ValueError(f"expected workers to be a whole number >= 1, got '{workers}'")
+    return Path(own["root"]), int(workers), town_config(own.get("preset", "demo"), given)

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
+from datamodules.augment import BevAugmentation, augmented_boxes
 from datamodules.batch import BoxBatch
 from fusion.heads.center import CENTERPOINT_GROUPS, ONE_GROUP, CenterHead, HeadOutput
 from fusion.heads.decode import DecodeOptions, _highest_around, circle_nms, decode, to_global
@@ -219,6 +220,13 @@ def test_home_is_where_the_corners_go(mirror_y):
     order = [1, 0, 3, 2, 5, 4, 7, 6] if mirror_y else list(range(8))
     np.testing.assert_allclose(home.corners()[0], corners[order, :3], atol=1e-4)
     np.testing.assert_allclose(home.velocity_mps[0], ((pose @ aug)[:3, :3] @ [3, 1, 0])[:2], atol=1e-5)
+
+
+def test_home_undoes_the_augmentation_of_training():
+    aug_from_ego = BevAugmentation(flip_x_probability=1.0).draw(np.random.default_rng(3))
+    home = to_global(augmented_boxes(one_box(), aug_from_ego), np.linalg.inv(aug_from_ego), np.eye(4))
+    for name in ("center_m", "size_lwh_m", "yaw_rad", "velocity_mps"):
+        np.testing.assert_allclose(getattr(home, name), getattr(one_box(), name), atol=1e-5)
 
 
 def test_home_by_hand():

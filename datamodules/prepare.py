@@ -5,7 +5,7 @@ into arrays.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64
@@ -39,6 +39,7 @@ class SampleKey(NamedTuple):
     progress: float
 
 
+@runtime_checkable
 class Corruptor(Protocol):
     """Lets sensors fail: a fault injector or a scenario."""
 

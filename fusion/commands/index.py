@@ -1,8 +1,8 @@
 """dynfusion index root=FOLDER version=VERSION
 
 Reads the thirteen tables of a nuScenes version once and keeps them as a fast, memory-mapped index beside them (or in
-the user's cache folder where that is read-only). Other commands do the same on first use; this one shows what was found.
-Settings: root, version (v1.0-mini, v1.0-trainval, v1.0-town, ...).
+the user's cache folder where that is read-only). Other commands do the same on first use; this one shows what was
+found. Settings: root, version (v1.0-mini, v1.0-trainval, v1.0-town, ...).
 """
 
 import time

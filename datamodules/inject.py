@@ -14,12 +14,12 @@ from datamodules.schedules import Number, Schedule, as_schedule
 from sensors.faults.catalogue import fault_named
 from sensors.faults.failures import SensorLoss
 from sensors.faults.protocol import (
-    CHANNELS_OF_MODALITY,
     Draws,
     Fault,
     applied_name,
     check_level,
     restricted,
+    scope_of,
 )
 from sensors.frame import Frame, History
 from sensors.rig import CHANNELS
@@ -68,7 +68,7 @@ class FaultRule:
         if each not in ("sample", "channel"):
             raise ValueError(f"expected each to be 'sample' or 'channel' in the rule for {self.name}, got '{each}'")
         self.each = each
-        alone = restricted(self.fault, _scope(self.fault)[:1]) if each == "channel" else self.fault
+        alone = restricted(self.fault, scope_of(self.fault)[:1]) if each == "channel" else self.fault
         self.severity = _severity(severity, alone)
 
     def plan(self, draws: Draws, progress: Number) -> list[Planned]:
@@ -77,7 +77,7 @@ class FaultRule:
             hit = generator.random() < self.probability(progress)
             return [(self.fault, self.level(self.fault, generator, progress))] if hit else []
         planned = []
-        for channel in _scope(self.fault):
+        for channel in scope_of(self.fault):
             generator = draws.generator(channel)
             if generator.random() < self.probability(progress):
                 fault = restricted(self.fault, (channel,))
@@ -184,7 +184,7 @@ class FaultInjector:
         names = []
         for rule, key in zip(self.rules, self._keys, strict=True):
             for fault, level in rule.plan(Draws(self.seed, frame.token, key, epoch), progress):
-                if level == fault.clean or not any(frame.present(channel) for channel in _scope(fault)):
+                if level == fault.clean or not any(frame.present(channel) for channel in scope_of(fault)):
                     continue
                 harmed = fault(frame, history, level, Draws(self.seed, frame.token, fault.name, epoch))
                 if not self.may_lose_all and not any(harmed.present(channel) for channel in CHANNELS):
@@ -192,11 +192,6 @@ class FaultInjector:
                 frame = harmed
                 names.append(applied_name(fault, level))
         return frame, tuple(names)
-
-
-def _scope(fault: Fault) -> tuple[str, ...]:
-    """The channels that a fault may harm."""
-    return fault.channels or CHANNELS_OF_MODALITY[fault.modality]
 
 
 def _probability(value: Scheduled, name: str) -> Schedule:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from sensors.camera import CameraImage
-from sensors.faults.protocol import Draws, Ladder, Number, measurement_of, with_measurements
+from sensors.faults.protocol import Draws, Ladder, Number, measurement_of, scope_of, with_measurements
 from sensors.frame import Frame, History, Measurement
 
 
@@ -30,14 +30,14 @@ class SensorLoss(Ladder):
 
     def __post_init__(self):
         super().__post_init__()
-        object.__setattr__(self, "worst", float(len(self.scope)))
+        object.__setattr__(self, "worst", float(len(scope_of(self))))
 
     def __call__(self, frame: Frame, history: History, level: Number, draws: Draws) -> Frame:
         if not self.harms(level):
             return frame
         generator = draws.generator("order")
-        order, offset = generator.permutation(len(self.scope)), generator.random()
-        lost = {channel for channel, rank in zip(self.scope, order, strict=True) if rank + offset < level}
+        order, offset = generator.permutation(len(scope_of(self))), generator.random()
+        lost = {channel for channel, rank in zip(scope_of(self), order, strict=True) if rank + offset < level}
         if self.remains is not _absent:
             self.targets(frame)
         return with_measurements(

@@ -113,21 +113,16 @@ class Ladder:
             raise ValueError(f"expected channels of {self.name} among {', '.join(choices)}, got {list(self.channels)}")
         return tuple(channel for channel in choices if channel in self.channels)
 
-    @property
-    def scope(self) -> tuple[str, ...]:
-        """The channels that the fault may harm."""
-        return self.channels or CHANNELS_OF_MODALITY[self.modality]
-
     def targets(self, frame: Frame) -> tuple[str, ...]:
         """The channels in scope that the frame has.
 
         Raises:
             ValueError: it has none of them: a fault that cannot be applied must never score as clean.
         """
-        found = tuple(channel for channel in self.scope if frame.present(channel))
+        found = tuple(channel for channel in scope_of(self) if frame.present(channel))
         if not found:
             raise ValueError(
-                f"expected one of {', '.join(self.scope)} in sample {frame.token} for the fault {self.name}, got none; "
+                f"expected one of {', '.join(scope_of(self))} in sample {frame.token} for the fault {self.name}, got none; "
                 "read that sensor or leave the fault out"
             )
         return found
@@ -140,6 +135,11 @@ class Ladder:
         """
         check_level(self, level)
         return level != self.clean
+
+
+def scope_of(fault: Fault) -> tuple[str, ...]:
+    """The channels that a fault may harm."""
+    return tuple(fault.channels or CHANNELS_OF_MODALITY[fault.modality])
 
 
 def check_level(fault: Fault, level: Number) -> None:

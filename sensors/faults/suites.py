@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from sensors.faults.catalogue import CATALOGUE, fault_named
-from sensors.faults.protocol import CHANNELS_OF_MODALITY, Draws, Fault, Number, applied_name, check_level
+from sensors.faults.protocol import Draws, Fault, Number, applied_name, check_level, scope_of
 from sensors.frame import Frame, History
 from sensors.rig import CAMERAS, RADARS
 
@@ -53,7 +53,7 @@ class Scenario:
         names = []
         read = frame
         for fault, level in self.steps:
-            scope = fault.channels or CHANNELS_OF_MODALITY[fault.modality]
+            scope = scope_of(fault)
             taken = any(read.present(channel) for channel in scope) and not any(
                 frame.present(channel) for channel in scope
             )

@@ -13,7 +13,7 @@ from jaxtyping import Float, Float32, UInt8
 
 from sensors.camera import CameraImage, project
 from sensors.faults.camera import blended
-from sensors.faults.protocol import Draws, Ladder, Number, SensorFault, measurement_of, with_measurements
+from sensors.faults.protocol import Draws, Ladder, Number, SensorFault, measurement_of, scope_of, with_measurements
 from sensors.frame import Frame, History
 from sensors.lidar import LidarSweep
 
@@ -158,7 +158,7 @@ class Fog(Ladder):
             return frame
         foggy = frame
         for part in (CAMERA_FOG, LIDAR_FOG):
-            channels = tuple(channel for channel in part.scope if channel in self.targets(frame))
+            channels = tuple(channel for channel in scope_of(part) if channel in self.targets(frame))
             if channels:
                 # Both parts see the clear frame: the cameras take their depth from the LiDAR without fog.
                 harmed = replace(part, channels=channels)(frame, history, level, draws)

@@ -19,7 +19,8 @@ from fusion.run_directory import write_text
 class LastCheckpoint(Checkpoint):
     """Writes ``last.ckpt`` every N optimiser steps and at the end, over the former one.
 
-    Saved right after a training batch, so a resumed run goes on with the next batch, also in mid-epoch.
+    Saved right after a training batch, so a resumed run goes on with the next batch, also in mid-epoch. Where a
+    validation follows the batch, the file is written one batch later: Lightning would not repeat that validation.
     """
 
     def __init__(self, path: Path, every_n_steps: int):
@@ -27,21 +28,29 @@ class LastCheckpoint(Checkpoint):
             raise ValueError(f"expected a checkpoint every 1 or more steps, got {every_n_steps}")
         self.path = path
         self.every_n_steps = every_n_steps
-        self._last_step = 0
+        self._saved_step = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._last_step = trainer.global_step
+        self._saved_step = trainer.global_step
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        if trainer.global_step != self._last_step and trainer.global_step % self.every_n_steps == 0:
+        num_due = trainer.global_step // self.every_n_steps - self._saved_step // self.every_n_steps
+        accumulating = (batch_idx + 1) % trainer.accumulate_grad_batches != 0
+        if num_due > 0 and not accumulating and not self._validates_now(trainer, batch_idx):
             self._save(trainer)
 
+    def _validates_now(self, trainer: pl.Trainer, batch_idx: int) -> bool:
+        if trainer.num_training_batches == 1:
+            return False
+        every = trainer.val_check_batch
+        return trainer.is_last_batch or (every not in (None, float("inf")) and (batch_idx + 1) % every == 0)
+
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.global_step != self._last_step:
+        if trainer.global_step != self._saved_step:
             self._save(trainer)
 
     def _save(self, trainer: pl.Trainer) -> None:
-        self._last_step = trainer.global_step
+        self._saved_step = trainer.global_step
         if not trainer.fast_dev_run:
             trainer.save_checkpoint(self.path, weights_only=False)
 

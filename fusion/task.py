@@ -12,9 +12,10 @@ from fusion.draws import keyed_generator, keyed_randomness
 from fusion.heads.decode import DecodeOptions, decode
 from fusion.heads.losses import LOSS_WEIGHTS, center_loss
 from fusion.heads.targets import center_targets
+from fusion.model import FusionOutput
 from fusion.optim import OptimizerSettings, learning_rate_factor
 from fusion.routing.budget import budget_loss, route_entropy
-from fusion.routing.plan import BRANCHES, NUM_BRANCHES, RoutingPlan, fixed_plan
+from fusion.routing.plan import BRANCHES, NUM_BRANCHES, RoutingPlan
 from fusion.stages import Curriculum, Stage
 from fusion.validation import QuickPrecision
 from sensors.rig import UNITS
@@ -30,8 +31,8 @@ class FusionTask(pl.LightningModule):
     that was killed and resumed repeats it.
 
     Args:
-        model: what learns: a FusionModel, or any module with its ``forward``, ``router``, ``head.grid``, ``prices()``
-            and ``min_budget``.
+        model: what learns: a FusionModel, or any module with its ``forward``, ``router``, ``head.grid``, ``available``,
+            ``plan_of``, ``prices`` and ``min_budget``.
         stages: one after the other, over training progress.
         optimizer: learning rates and schedule.
         loss_weights: on the terms of DEFAULT_WEIGHTS; those not named keep their default.
@@ -111,7 +112,7 @@ class FusionTask(pl.LightningModule):
         self.log_dict(logged, batch_size=len(batch))
         return loss
 
-    def _trained_forward(self, batch: Batch, step: int):
+    def _trained_forward(self, batch: Batch, step: int) -> FusionOutput:
         generator = keyed_generator(self.seed, "stage", step, self.global_rank)
         stage, plan, budget = self.stage, None, 1.0
         if stage.route == "learned":
@@ -124,13 +125,11 @@ class FusionTask(pl.LightningModule):
 
     def plan_of(self, stage: Stage, batch: Batch, generator: torch.Generator) -> RoutingPlan:
         """The plan of a stage whose route is not learnt."""
-        prices = self.model.prices()
-        exists = prices.exists()
-        available = batch.unit_present & exists[:, 1:].any(dim=1).to(batch.unit_present.device)
-        choice = stage.choice_of(available, generator, exists).to(available.device)
-        return fixed_plan(choice, available, prices.cost_of(choice).float())
+        available = self.model.available(batch)
+        choice = stage.choice_of(available, generator, self.model.prices().exists())
+        return self.model.plan_of(choice.to(available.device), available)
 
-    def loss_terms(self, output, batch: Batch) -> dict[str, Tensor]:
+    def loss_terms(self, output: FusionOutput, batch: Batch) -> dict[str, Tensor]:
         """Unweighted terms by the names of DEFAULT_WEIGHTS; 0 where a term has nothing to say."""
         targets = center_targets(batch.boxes, len(batch), self.model.head.grid)
         terms = center_loss(output.head, targets)
@@ -168,7 +167,7 @@ class FusionTask(pl.LightningModule):
         self.log("val/ap_2m", self.precision_at_2m, on_epoch=True, on_step=False, batch_size=len(batch))
 
 
-def route_values(output) -> dict[str, Tensor]:
+def route_values(output: FusionOutput) -> dict[str, Tensor]:
     """Mean executed GFLOPs per sample, and the share of samples that chose each branch of each unit."""
     choice = output.plan.choice
     shares = torch.nn.functional.one_hot(choice, NUM_BRANCHES).float().mean(dim=0)

@@ -1,28 +1,19 @@
 """A model with the real router, head and plan, and encoders of a few numbers: training tests need no more."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
 from datamodules.batch import Batch
-from fusion.heads.center import CenterHead, HeadOutput
+from fusion.heads.center import CenterHead
+from fusion.model import FusionOutput
 from fusion.routing.budget import RouteTable
 from fusion.routing.costs import Prices
-from fusion.routing.plan import BRANCHES, ExecutionTrace, RoutingPlan
+from fusion.routing.plan import BRANCHES, ExecutionTrace, RoutingPlan, fixed_plan
 from fusion.routing.router import Router, glance_of
 from sensors.grid import BevGrid
 from sensors.rig import NUM_CAMERAS, UNITS
 
 CHANNELS = 8
-
-
-@dataclass(frozen=True, eq=False)
-class ToyOutput:
-    head: HeadOutput
-    plan: RoutingPlan
-    trace: ExecutionTrace
-    depth_loss: Tensor | None = None
 
 
 class ToyModel(nn.Module):
@@ -46,6 +37,12 @@ class ToyModel(nn.Module):
     def prices(self) -> Prices:
         return self._prices
 
+    def available(self, batch: Batch) -> Tensor:
+        return batch.unit_present
+
+    def plan_of(self, choice: Tensor, available: Tensor) -> RoutingPlan:
+        return fixed_plan(choice, available, self._prices.cost_of(choice).float())
+
     def forward(self, batch: Batch, budget=1.0, plan: RoutingPlan | None = None, execution: str = "sparse"):
         if plan is None:
             plan = self.router(glance_of(batch, batch.unit_present), self.routes, budget)
@@ -59,7 +56,7 @@ class ToyModel(nn.Module):
                     trace.add(UNITS[unit], name, tuple(rows.tolist()), float(branch))
                     features = self._encoded(batch, unit, name, rows) * plan.gates[rows, unit, branch, None, None, None]
                     bev = bev.index_add(0, rows, features.to(bev.dtype))
-        return ToyOutput(self.head(self.dropout(self.trunk(bev))), plan, trace)
+        return FusionOutput(self.head(self.dropout(self.trunk(bev))), plan, trace, depth_loss=None)
 
     def _encoded(self, batch: Batch, unit: int, branch: str, rows: Tensor) -> Tensor:
         num_y, num_x = self.head.grid.shape

@@ -25,12 +25,13 @@ LEARNING = OptimizerSettings(learning_rate=1e-2, router_learning_rate=2e-2, warm
 
 
 class KillAt(pl.Callback):
-    """Ends the process as ``kill -9`` does, right after a step."""
+    """Ends the process as ``kill -9`` does, in a hook after a step."""
 
-    def __init__(self, step: int):
+    def __init__(self, step: int, hook: str):
         self.step = step
+        setattr(self, hook, self._end)
 
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+    def _end(self, trainer, *_) -> None:
         if trainer.global_step == self.step:
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -41,7 +42,12 @@ def toy_task() -> FusionTask:
 
 
 def train(
-    folder: Path, kill_at: int | None = None, resume: bool = False, num_workers: int = 0, **lightning
+    folder: Path,
+    kill_at: int | None = None,
+    kill_in: str = "on_train_batch_end",
+    resume: bool = False,
+    num_workers: int = 0,
+    **lightning,
 ) -> pl.Trainer:
     """Train, or go on from the last checkpoint in ``folder``."""
     task = toy_task()
@@ -52,7 +58,7 @@ def train(
         folder,
         average_decay=0.9,
         checkpoint_every_n_steps=4,
-        callbacks=[] if kill_at is None else [KillAt(kill_at)],
+        callbacks=[] if kill_at is None else [KillAt(kill_at, kill_in)],
         num_sanity_val_steps=0,
         log_every_n_steps=1,
         **options,

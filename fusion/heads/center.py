@@ -1,6 +1,7 @@
 """Boxes as points on the BEV grid: the head of CenterPoint (Yin et al., CVPR 2021) and what it puts out."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -111,7 +112,7 @@ class CenterHead(nn.Module):
         grid: BevGrid,
         channels: int = 64,
         num_convs: int = 1,
-        class_groups: tuple[tuple[str, ...], ...] = ONE_GROUP,
+        class_groups: Sequence[Sequence[str]] = ONE_GROUP,
     ):
         super().__init__()
         named = [name for group in class_groups for name in group]

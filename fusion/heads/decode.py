@@ -1,5 +1,6 @@
 """Maps to boxes: peaks of the heatmap, their regressions, circle NMS, and the way home to the global frame."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -49,7 +50,7 @@ class DecodeOptions:
     min_score: float = 0.02
     num_candidates: int = 500
     max_boxes: int = 300
-    nms_radius_m: tuple[float, ...] = tuple(_NMS_RADIUS_M[name] for name in DETECTION_NAMES)
+    nms_radius_m: Sequence[float] = tuple(_NMS_RADIUS_M[name] for name in DETECTION_NAMES)
 
     def __post_init__(self):
         if not 0 < self.max_boxes <= MAX_BOXES:

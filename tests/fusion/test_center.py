@@ -1,5 +1,6 @@
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch.utils.flop_counter import FlopCounterMode
 
 from fusion.heads.center import CENTERPOINT_GROUPS, ONE_GROUP, CenterHead
@@ -82,6 +83,11 @@ def test_autocast_to_bf16():
         output = head_of()(torch.randn(1, 12, 6, 8))
     assert output.heatmap.dtype == torch.bfloat16
     assert output.heatmap.isfinite().all()
+
+
+def test_groups_come_from_yaml_as_lists():
+    groups = OmegaConf.create([list(group) for group in CENTERPOINT_GROUPS])
+    assert head_of(groups).group_of_class == head_of(CENTERPOINT_GROUPS).group_of_class
 
 
 def test_wrong_grid_and_wrong_groups_are_named():

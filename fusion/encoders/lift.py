@@ -96,7 +96,7 @@ class Lift(nn.Module):
             )
         features, weights, pixels, cells = (torch.cat(columns) for columns in zip(*parts, strict=True))
         bev = weighted_pool(features, weights, pixels, cells, num_samples * num_y * num_x)
-        return bev.view(num_samples, num_y, num_x, -1).permute(0, 3, 1, 2).contiguous(), covered
+        return bev.view(num_samples, num_y, num_x, -1).permute(0, 3, 1, 2), covered
 
     def points_m(self, rows: ViewRows) -> Float[Tensor, "r d fh fw 3"]:
         """Ego positions of every depth bin's middle on the ray through every feature cell's centre."""

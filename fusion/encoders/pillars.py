@@ -74,9 +74,9 @@ class PillarEncoder(nn.Module):
         num_samples, (num_y, num_x) = len(points.present), self.grid.shape
         cells, inside = flat_cells(points.points[:, :2], self.grid)
         inside &= (points.points[:, 2] >= self.z_range_m[0]) & (points.points[:, 2] < self.z_range_m[1])
-        pillars = (points.sample * (num_y * num_x) + cells)[inside]
-        kept = points.points[inside]
-        features = self.points(self._decorated(kept, pillars, num_samples * num_y * num_x))
+        kept = torch.nonzero(inside)[:, 0]
+        pillars = (points.sample * (num_y * num_x) + cells)[kept]
+        features = self.points(self._decorated(points.points[kept], pillars, num_samples * num_y * num_x))
         dense = scatter_max(features, pillars, num_samples * num_y * num_x)
         return dense.view(num_samples, num_y, num_x, -1).permute(0, 3, 1, 2)
 

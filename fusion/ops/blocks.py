@@ -39,9 +39,10 @@ class ResidualBlock(nn.Module):
 
 
 def conv_stage(in_channels: int, out_channels: int, depth: int, stride: int) -> nn.Sequential:
-    """One 3x3 convolution that changes width and resolution, then ``depth`` residual blocks."""
-    blocks = [ResidualBlock(out_channels) for _ in range(depth)]
-    return nn.Sequential(conv_norm_relu(in_channels, out_channels, stride=stride), *blocks)
+    """One 3x3 convolution where width or resolution change, then ``depth`` residual blocks."""
+    changes = in_channels != out_channels or stride != 1 or depth == 0
+    entry = [conv_norm_relu(in_channels, out_channels, stride=stride)] if changes else []
+    return nn.Sequential(*entry, *(ResidualBlock(out_channels) for _ in range(depth)))
 
 
 def enlarged(coarse: Float[Tensor, "b c h w"], like: Float[Tensor, "b c hh ww"], factor: int) -> Tensor:

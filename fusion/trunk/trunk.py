@@ -36,7 +36,8 @@ class BevTrunk(nn.Module):
         cumulative = [math.prod(strides[: i + 1]) for i in range(len(strides))]
         if out_stride not in cumulative:
             raise ValueError(f"expected out_stride to be one of the stages' {cumulative}, got {out_stride}; change one")
-        self.out_stride, self.upsample, self.out_channels = out_stride, upsample, out_channels
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.out_stride, self.upsample = out_stride, upsample
         inputs = (in_channels, *widths[:-1])
         self.stages = nn.ModuleList(map(conv_stage, inputs, widths, depths, strides))
         self.first_level = len(cumulative) - 1 - cumulative[::-1].index(out_stride)
@@ -62,8 +63,7 @@ class BevTrunk(nn.Module):
 
     def gflops(self, shape: tuple[int, int]) -> float:
         """Forward GFLOPs of one sample on a BEV of ``shape`` (rows, columns)."""
-        in_channels = self.stages[0][0][0].in_channels
-        return counted_gflops(self, (1, in_channels, *shape))
+        return counted_gflops(self, (1, self.in_channels, *shape))
 
 
 def _finer(channels: int, factor: int) -> nn.Sequential:

@@ -144,4 +144,5 @@ def encode_radar(sweep: RadarSweep) -> bytes:
         f"COUNT {' '.join('1' for _ in PCD_FIELDS)}\n"
         f"WIDTH {len(rows)}\nHEIGHT 1\nVIEWPOINT 0 0 0 1 0 0 0\nPOINTS {len(rows)}\nDATA binary\n"
     )
-    return header.encode("ascii") + rows.tobytes()
+    # nuScenes' own files are padded with zeros, and the devkit asserts that something follows the last point.
+    return header.encode("ascii") + rows.tobytes() + b"\0"

@@ -1,5 +1,6 @@
 """Labelled objects and how they move."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,11 +28,11 @@ class Pace:
 
     def travelled_m(self, time_s: float) -> float:
         """Since time 0; negative before."""
-        wave = np.cos(self.phase_rad) - np.cos(self.rate_rad_s * time_s + self.phase_rad)
-        return float(self.speed_mps * time_s + self.swing_mps / self.rate_rad_s * wave)
+        wave = math.cos(self.phase_rad) - math.cos(self.rate_rad_s * time_s + self.phase_rad)
+        return self.speed_mps * time_s + self.swing_mps / self.rate_rad_s * wave
 
     def speed_at(self, time_s: float) -> float:
-        return float(self.speed_mps + self.swing_mps * np.sin(self.rate_rad_s * time_s + self.phase_rad))
+        return self.speed_mps + self.swing_mps * math.sin(self.rate_rad_s * time_s + self.phase_rad)
 
 
 STANDING = Pace(0.0)
@@ -59,9 +60,8 @@ class Motion:
     def pose(self, time_s: float) -> tuple[float, float, float, float]:
         """x, y, z in metres and yaw in radians, global frame."""
         s = self.s_m + self.direction * self.pace.travelled_m(time_s)
-        x, y = self.road.xy(s, self.d_m)
-        yaw = float(self.road.heading(s)) + self.turn_rad + (np.pi if self.direction < 0 else 0.0)
-        return float(x), float(y), self.z_m, yaw
+        x, y, heading = self.road.place(s, self.d_m)
+        return x, y, self.z_m, heading + self.turn_rad + (math.pi if self.direction < 0 else 0.0)
 
     def transform(self, time_s: float) -> RigidTransform:
         """global_from_body."""

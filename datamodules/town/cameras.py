@@ -69,8 +69,10 @@ class CameraRenderer:
         moment = self.caster.at(time_s)
         hits = moment.cast(origin, direction)
         light = self.world.light
-        picture = _sky(direction, light)
-        seen = np.flatnonzero(hits.range_m < 400.0)
+        away = hits.range_m >= 400.0
+        picture = np.empty_like(direction)
+        picture[away] = _sky(direction[away], light)
+        seen = np.flatnonzero(~away)
         near = Hits(hits.range_m[seen], hits.normal[seen], hits.triangle[seen])
         colour = self._shade(moment, near, origin[seen], direction[seen], global_from_ego)
         if light.fog_density_per_m > 0:

@@ -145,21 +145,21 @@ class Moment:
 
     def cast(self, origin_m: Float32[np.ndarray, "n 3"], direction: Float32[np.ndarray, "n 3"]) -> Hits:
         """Nearest hits of rays with unit directions."""
-        rays = _tensor(np.concatenate([origin_m, direction], axis=1))
+        rays = _rays(origin_m, direction)
         range_m, normal, triangle = _nearest(self._standing, rays)
         if self._moving is not None:
             range_b, normal_b, triangle_b = _nearest(self._moving, rays)
             nearer = np.flatnonzero(range_b < range_m)
-            range_m, normal, triangle = range_m.copy(), normal.copy(), triangle.copy()
             range_m[nearer], normal[nearer] = range_b[nearer], normal_b[nearer]
             triangle[nearer] = triangle_b[nearer] + self._num_standing
-        away = (normal * direction).sum(axis=1) > 0
-        normal = np.where(away[:, None], -normal, normal)
-        return Hits(range_m, normal, np.where(np.isfinite(range_m), triangle, 0).astype(np.int32))
+        away = (normal[:, 0] * direction[:, 0] + normal[:, 1] * direction[:, 1] + normal[:, 2] * direction[:, 2]) > 0
+        normal[away] *= -1
+        triangle[np.isinf(range_m)] = 0
+        return Hits(range_m, normal, triangle)
 
     def blocked(self, origin_m: Float32[np.ndarray, "n 3"], direction: Float32[np.ndarray, "n 3"]) -> np.ndarray:
         """Whether anything lies along each ray."""
-        rays = _tensor(np.concatenate([origin_m, direction], axis=1))
+        rays = _rays(origin_m, direction)
         hidden = self._standing.test_occlusions(rays, nthreads=1).numpy()
         if self._moving is not None:
             hidden = hidden | self._moving.test_occlusions(rays, nthreads=1).numpy()
@@ -171,6 +171,12 @@ def turned(rotation, vectors: Float32[np.ndarray, "n 3"]) -> Float32[np.ndarray,
     x, y, z = vectors.T
     r = rotation.astype(np.float32)
     return np.stack([r[k, 0] * x + r[k, 1] * y + r[k, 2] * z for k in range(3)], axis=1)
+
+
+def _rays(origin_m, direction):
+    rays = np.empty((len(direction), 6), np.float32)
+    rays[:, :3], rays[:, 3:] = origin_m, direction
+    return _tensor(rays)
 
 
 def _tensor(array):
@@ -186,5 +192,6 @@ def _scene(vertices_m, triangles):
 
 def _nearest(scene, rays):
     answer = scene.cast_rays(rays, nthreads=1)
+    # Copies: the arrays share memory with the tensors, and misses carry an id that is no index.
     triangle = answer["primitive_ids"].numpy().astype(np.int32)
-    return answer["t_hit"].numpy(), answer["primitive_normals"].numpy(), triangle
+    return answer["t_hit"].numpy().copy(), answer["primitive_normals"].numpy().copy(), triangle

@@ -3,7 +3,9 @@
 Every triangle carries a *part*: what it is made of. Colours and reflectivities are given to parts later, per instance.
 """
 
+import math
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from jaxtyping import Float32, UInt8, UInt32
@@ -83,42 +85,44 @@ def box(x, y, z, part: int = PRIMARY, top_x=None, top_y=None) -> Mesh:
 
 def tube(start, end, radius, part: int = PRIMARY, sides: int = 6, end_radius=None) -> Mesh:
     """A closed tube from one point to another; a cone where ``end_radius`` is small."""
-    start, end = np.asarray(start, float), np.asarray(end, float)
+    dx, dy, dz = (float(b - a) for a, b in zip(start, end, strict=True))
+    length, flat = math.sqrt(dx * dx + dy * dy + dz * dz), math.hypot(dx, dy)
+    # u is level and v completes the right-handed frame (u, v, along).
+    ux, uy = (-dy / flat, dx / flat) if flat > 1e-9 else (1.0, 0.0)
+    ax, ay, az = dx / length, dy / length, dz / length
+    frame = np.array([(ux, uy, 0.0), (-az * uy, az * ux, ax * uy - ay * ux)])
+    unit, triangles = _tube_pattern(sides)
+    ring = unit @ frame
     end_radius = radius if end_radius is None else end_radius
-    along = (end - start) / np.linalg.norm(end - start)
-    helper = np.array([0.0, 0.0, 1.0]) if abs(along[2]) < 0.9 else np.array([1.0, 0.0, 0.0])
-    u = np.cross(along, helper)
-    u /= np.linalg.norm(u)
-    v = np.cross(along, u)
+    vertices = np.concatenate([ring * radius + start, ring * end_radius + end, [start], [end]])
+    return _mesh(vertices, triangles, part)
+
+
+@cache
+def _tube_pattern(sides: int) -> tuple[np.ndarray, np.ndarray]:
+    """Corners of a unit circle, and the triangles of a tube between two of them with its two lids."""
     angle = np.arange(sides) * 2 * np.pi / sides
-    ring = np.cos(angle)[:, None] * u + np.sin(angle)[:, None] * v
-    vertices = np.concatenate([start + ring * radius, end + ring * end_radius, [start], [end]])
     triangles = []
     for i in range(sides):
         j = (i + 1) % sides
-        triangles += [
-            (i, j, sides + j),
-            (i, sides + j, sides + i),
-            (2 * sides, j, i),
-            (2 * sides + 1, sides + i, sides + j),
-        ]
-    return _mesh(vertices, triangles, part)
+        triangles += [(i, j, sides + j), (i, sides + j, sides + i)]
+        triangles += [(2 * sides, j, i), (2 * sides + 1, sides + i, sides + j)]
+    return np.stack([np.cos(angle), np.sin(angle)], axis=-1), np.array(triangles, np.uint32)
 
 
 def ball(center, radii, part: int = PRIMARY, sides: int = 7, rings: int = 3) -> Mesh:
     """An ellipsoid of ``rings`` rings of ``sides`` corners between two poles."""
+    unit, triangles = _ball_pattern(sides, rings)
+    return _mesh(unit * np.asarray(radii) + np.asarray(center), triangles, part)
+
+
+@cache
+def _ball_pattern(sides: int, rings: int) -> tuple[np.ndarray, np.ndarray]:
     polar = np.arange(1, rings + 1) * np.pi / (rings + 1)
     angle = np.arange(sides) * 2 * np.pi / sides
-    grid = np.stack(
-        [
-            np.sin(polar)[:, None] * np.cos(angle),
-            np.sin(polar)[:, None] * np.sin(angle),
-            np.repeat(np.cos(polar)[:, None], sides, axis=1),
-        ],
-        axis=-1,
-    ).reshape(-1, 3)
-    unit = np.concatenate([grid, [[0, 0, 1], [0, 0, -1]]])
-    top, bottom = len(unit) - 2, len(unit) - 1
+    flat, z = np.sin(polar)[:, None], np.repeat(np.cos(polar)[:, None], sides, axis=1)
+    grid = np.stack([flat * np.cos(angle), flat * np.sin(angle), z], axis=-1).reshape(-1, 3)
+    top, bottom = len(grid), len(grid) + 1
     triangles = []
     for i in range(sides):
         j = (i + 1) % sides
@@ -126,7 +130,7 @@ def ball(center, radii, part: int = PRIMARY, sides: int = 7, rings: int = 3) -> 
         for r in range(rings - 1):
             a, b = r * sides, (r + 1) * sides
             triangles += [(a + i, b + i, b + j), (a + i, b + j, a + j)]
-    return _mesh(unit * np.asarray(radii) + np.asarray(center), triangles, part)
+    return np.concatenate([grid, [[0, 0, 1], [0, 0, -1]]]), np.array(triangles, np.uint32)
 
 
 def wheel(x, y, radius, width, sides: int = 10) -> Mesh:

@@ -3,6 +3,7 @@
 A place on a road is (s, d): metres along the centre line and metres to its left.
 """
 
+import math
 from dataclasses import dataclass
 
 import cv2
@@ -35,10 +36,12 @@ class Road:
         heading = self.heading(self._s + _STEP_M / 2)
         steps = np.stack([np.cos(heading), np.sin(heading)], axis=-1) * _STEP_M
         self._xy = np.concatenate([np.zeros((1, 2)), np.cumsum(steps[:-1], axis=0)])
+        self._corners = self._xy.tolist()
 
     def shifted(self, offset_xy_m) -> None:
         """Move the whole road (while the world is being laid out)."""
         self._xy = self._xy + np.asarray(offset_xy_m)
+        self._corners = self._xy.tolist()
 
     def heading(self, s_m):
         """Direction of travel along the centre line, radians."""
@@ -51,6 +54,17 @@ class Road:
         heading = self.heading(s_m)
         center = np.stack([np.interp(s_m, self._s, self._xy[:, k]) for k in range(2)], axis=-1)
         return center + np.stack([-np.sin(heading), np.cos(heading)], axis=-1) * np.asarray(d_m, float)[..., None]
+
+    def place(self, s_m: float, d_m: float) -> tuple[float, float, float]:
+        """x and y of one place, and the heading there; many times faster than ``xy`` for a single one."""
+        heading, swing, rate, phase = self._wave
+        heading += swing * math.sin(s_m * rate + phase)
+        step = (s_m - self._s[0]) / _STEP_M
+        cell = min(max(int(step), 0), len(self._s) - 2)
+        share = min(max(step - cell, 0.0), 1.0)
+        (x0, y0), (x1, y1) = self._corners[cell], self._corners[cell + 1]
+        x, y = x0 + (x1 - x0) * share, y0 + (y1 - y0) * share
+        return x - math.sin(heading) * d_m, y + math.cos(heading) * d_m, heading
 
     def outline(self, s_range_m, d_range_m, step_m: float = 2.0) -> Float[np.ndarray, "n 2"]:
         """Polygon around a strip."""

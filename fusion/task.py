@@ -149,7 +149,7 @@ class FusionTask(pl.LightningModule):
         if self.trainer.world_size == 1:
             return plan
         excess = (plan.expected_cost - plan.budget).detach().mean()
-        everywhere = self.all_gather(excess).mean()
+        everywhere = self.trainer.strategy.reduce(excess.clone(), reduce_op="mean")
         return replace(plan, expected_cost=plan.expected_cost + (everywhere - excess))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

@@ -71,4 +71,5 @@ def train(
 if __name__ == "__main__":
     settings = dict(word.split("=") for word in sys.argv[2:])
     numbers = {key: int(value) for key, value in settings.items() if value.lstrip("-").isdigit()}
-    train(Path(sys.argv[1]), **(settings | numbers))
+    trained = train(Path(sys.argv[1]), **(settings | numbers))
+    torch.save(trained.lightning_module.model.state_dict(), Path(sys.argv[1]) / f"rank-{trained.global_rank}.pt")

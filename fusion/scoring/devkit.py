@@ -114,7 +114,7 @@ class Scorer:
                 for name in names
             },
             class_tp_errors={
-                name: {error: official.get_label_tp(name, error) for error in TP_ERRORS} for name in names
+                name: {error: _or_none(official.get_label_tp(name, error)) for error in TP_ERRORS} for name in names
             },
             num_labels={name: len(self._labels[name].all) for name in names},
             num_detections={name: len(boxes[name].all) for name in names},
@@ -143,6 +143,11 @@ def _center_distance(label, detection) -> float:
     """The devkit's ``center_distance`` on plain floats: ten times faster than on arrays of two."""
     (x, y, _), (other_x, other_y, _) = label.translation, detection.translation
     return math.sqrt((x - other_x) * (x - other_x) + (y - other_y) * (y - other_y))
+
+
+def _or_none(value: float) -> float | None:
+    """None for NaN."""
+    return None if math.isnan(value) else value
 
 
 _MISSING_ERRORS = {"traffic_cone": ("attr_err", "vel_err", "orient_err"), "barrier": ("attr_err", "vel_err")}

@@ -1,6 +1,5 @@
 """Scores of one submission as plain numbers, and their JSON file."""
 
-import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,7 +21,7 @@ class Metrics:
         class_ap: by class, mean over the four distances. A class without a label in the split counts 0, as in the
             devkit: see ``num_labels``.
         class_ap_by_distance_m: by class, then by matching distance in metres.
-        class_tp_errors: by class, then by error; NaN where a class has no such error (cones, barriers).
+        class_tp_errors: by class, then by error; None where a class has no such error (cones, barriers).
         num_labels, num_detections: by class, after the devkit's filters of range, points and bicycle racks.
     """
 
@@ -31,7 +30,7 @@ class Metrics:
     tp_errors: dict[str, float]
     class_ap: dict[str, float]
     class_ap_by_distance_m: dict[str, dict[float, float]]
-    class_tp_errors: dict[str, dict[str, float]]
+    class_tp_errors: dict[str, dict[str, float | None]]
     num_labels: dict[str, int]
     num_detections: dict[str, int]
 
@@ -42,8 +41,12 @@ class Metrics:
         return sum(aps) / len(aps) if aps else 0.0
 
     def to_json(self) -> dict:
-        """Plain JSON values; NaN becomes None."""
-        return _without_nan(asdict(self))
+        """Plain JSON values."""
+        by_distance = {
+            name: {str(distance): ap for distance, ap in aps.items()}
+            for name, aps in self.class_ap_by_distance_m.items()
+        }
+        return {**asdict(self), "class_ap_by_distance_m": by_distance}
 
     @staticmethod
     def from_json(content: dict) -> "Metrics":
@@ -52,17 +55,7 @@ class Metrics:
             name: {float(distance): ap for distance, ap in aps.items()}
             for name, aps in content["class_ap_by_distance_m"].items()
         }
-        tp_errors = {
-            name: {error: math.nan if value is None else value for error, value in errors.items()}
-            for name, errors in content["class_tp_errors"].items()
-        }
-        return Metrics(**{**content, "class_ap_by_distance_m": by_distance, "class_tp_errors": tp_errors})
-
-
-def _without_nan(value):
-    if isinstance(value, dict):
-        return {str(key): _without_nan(item) for key, item in value.items()}
-    return None if isinstance(value, float) and math.isnan(value) else value
+        return Metrics(**{**content, "class_ap_by_distance_m": by_distance})
 
 
 def write_metrics(path: Path, metrics: Metrics, **context) -> None:

@@ -1,0 +1,69 @@
+"""The robustness table in the terminal."""
+
+import math
+from collections.abc import Sequence
+
+from rich.table import Table
+from rich.text import Text
+
+from fusion.robustness.cells import SENSOR_NAMES, Cell
+from fusion.robustness.metrics import resilience
+
+SECTIONS = ("clean", "sensor subsets", "faults")
+
+
+def section_of(cell: Cell) -> str:
+    """Which part of the table a cell belongs to."""
+    if cell.is_clean:
+        return SECTIONS[0]
+    return SECTIONS[1] if cell.kept_sensors else SECTIONS[2]
+
+
+def robustness_table(cells: Sequence[Cell], title: str = "Robustness") -> Table:
+    """Rows: clean data, the sensor subsets, the faults; scores, cost and which sensors ran.
+
+    A cell that could not run has its reason instead of numbers; a doubtful one is marked with ``!``.
+    """
+    show_budget = len({cell.budget for cell in cells}) > 1
+    table = Table(title=title, title_justify="left", header_style="bold")
+    table.add_column("scenario", no_wrap=True)
+    if show_budget:
+        table.add_column("budget", justify="right")
+    for name in ("mAP", "NDS", "of clean", "GFLOPs", "ms"):
+        table.add_column(name, justify="right")
+    for name in SENSOR_NAMES.values():
+        table.add_column(name, justify="right")
+    for section in SECTIONS:
+        rows = [cell for cell in cells if section_of(cell) == section]
+        for index, cell in enumerate(rows):
+            name = Text(cell.title + (" !" if cell.warning else ""), style="bold" if cell.is_clean else "")
+            budget = [f"{cell.budget:g}"] if show_budget else []
+            table.add_row(name, *budget, *_values(cell, cells), end_section=index == len(rows) - 1)
+    table.caption = _caption(cells)
+    table.caption_justify = "left"
+    return table
+
+
+def _values(cell: Cell, cells: Sequence[Cell]) -> list[str | Text]:
+    if cell.metrics is None:
+        return [Text("failed", style="bold red")] + [Text("-", style="dim")] * 7
+    kept = resilience(cell, cells)
+    shares = [cell.sensor_shares[name] for name in SENSOR_NAMES]
+    return [
+        f"{cell.metrics.mean_ap:.3f}",
+        f"{cell.metrics.nds:.3f}",
+        "" if math.isnan(kept) else f"{kept:.0%}",
+        f"{cell.gflops:.2f}",
+        f"{cell.ms:.1f}",
+        *(Text(f"{share:.0%}", style="dim" if share == 0 else "") for share in shares),
+    ]
+
+
+def _caption(cells: Sequence[Cell]) -> str:
+    lines = [
+        "of clean: NDS relative to all sensors. GFLOPs executed and ms (forward + decoding) per sample.",
+        "camera, LiDAR, radar: share of samples that ran anything of the sensor.",
+    ]
+    lines += [f"! {cell.title}: {cell.warning}" for cell in cells if cell.warning]
+    lines += [f"failed: {cell.title}, budget {cell.budget:g}: {cell.error}" for cell in cells if cell.error]
+    return "\n".join(lines)

@@ -44,8 +44,6 @@ def train(config, run_dir: Path, resume: bool = False) -> RunDirectory:
     import pytorch_lightning as pl
     from omegaconf import OmegaConf
 
-    from fusion.trainer import build_trainer
-
     config = config.copy()
     config.run_dir = str(run_dir)
     pl.seed_everything(config.seed, verbose=False)
@@ -53,13 +51,13 @@ def train(config, run_dir: Path, resume: bool = False) -> RunDirectory:
     data.check()
     model = instantiate(config.model)
     plain = OmegaConf.to_container(config, resolve=True)
-    task = instantiate(config.task, model=model, stages=instantiate(config.stages), seed=config.seed, config=plain)
-    trainer_settings = instantiate(config.trainer)
+    task = instantiate(config.stages, _partial_=True)(model=model, seed=config.seed, config=plain)
+    trainer = instantiate(config.trainer, _partial_=True)
     if resume:
         directory = RunDirectory.existing(run_dir)
+        checkpoint = str(directory.require_checkpoint())
     else:
         directory = RunDirectory.create(run_dir, OmegaConf.to_yaml(config, resolve=True))
-    trainer = build_trainer(run_dir, **trainer_settings)
-    checkpoint = str(directory.require_checkpoint()) if resume else None
-    trainer.fit(task, datamodule=data, ckpt_path=checkpoint)
+        checkpoint = None
+    trainer(run_dir=run_dir).fit(task, datamodule=data, ckpt_path=checkpoint)
     return directory

@@ -10,6 +10,7 @@ from sensors.frame import Frame, History
 from sensors.rig import CAMERAS, RADARS
 
 MODALITIES = ("camera", "lidar", "radar")
+_DEMO_FAULTS = ("fog", "night", "front-dead", "cameras-black", "lidar-beams-lost", "radar-ghosts")
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,9 @@ QUICK = (
 )
 """A first look: clean and eight ways to fail, of known and of silent loss, weather, light, points, view and pose."""
 
+DEMO = (*_subsets(), *(scenario for scenario in QUICK if scenario.name in _DEMO_FAULTS))
+"""What `dynfusion demo` shows: the seven subsets of the sensors, then a few faults that keep all of them."""
+
 RADAR = tuple(
     Scenario(applied_name(fault, level), ((fault, level),))
     for fault in CATALOGUE
@@ -111,7 +115,12 @@ RADAR = tuple(
 )
 """Every radar fault at its five levels."""
 
-SUITES: dict[str, tuple[Scenario, ...]] = {"quick": QUICK, "missing-sensors": MISSING_SENSORS, "radar": RADAR}
+SUITES: dict[str, tuple[Scenario, ...]] = {
+    "quick": QUICK,
+    "missing-sensors": MISSING_SENSORS,
+    "radar": RADAR,
+    "demo": DEMO,
+}
 
 
 def suite_named(name: str) -> tuple[Scenario, ...]:

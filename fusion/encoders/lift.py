@@ -115,7 +115,7 @@ class Lift(nn.Module):
         logits = features.depth_logits.float()
         depth_m = _nearest(depth_m, logits.shape[-2:])
         known = (depth_m >= self.edges_m[0]) & (depth_m < self.edges_m[-1])
-        bins = (torch.bucketize(depth_m, self.edges_m, right=True) - 1).clamp(0, self.num_depths - 1)
+        bins = (torch.bucketize(depth_m.contiguous(), self.edges_m, right=True) - 1).clamp(0, self.num_depths - 1)
         losses = functional.cross_entropy(logits, bins, reduction="none") if len(logits) else logits.sum(1)
         return torch.where(known, losses, 0.0).sum() / known.sum().clamp(min=1)
 

@@ -116,7 +116,8 @@ class _HeadMap(nn.Module):
 def _backbone(name: str, pretrained: bool, stride: int, options: dict) -> nn.Module:
     """The backbone's levels from ``stride`` on, coarser ones included, free of batch statistics."""
     try:
-        reductions = timm.create_model(name, features_only=True, **options).feature_info.reduction()
+        with torch.device("meta"):  # only to ask for its levels
+            reductions = timm.create_model(name, features_only=True, **options).feature_info.reduction()
     except (RuntimeError, TypeError, AttributeError) as error:
         raise ValueError(
             f"expected a timm model with feature maps, got {name!r} with {options}: {error}; see timm.list_models()"

@@ -72,6 +72,20 @@ def test_weighted_pool_gradients():
     assert torch.autograd.gradcheck(lambda f, w: weighted_pool(f, w, pixels, cells, 6), (features, weights))
 
 
+def test_the_same_bits_every_time():
+    generator = torch.Generator().manual_seed(0)
+    rows, pixels = (torch.randint(300, (5000,), generator=generator) for _ in range(2))
+    runs = []
+    for _ in range(3):
+        values = torch.randn(5000, 8, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        pooled = weighted_pool(values, values[:, 0], pixels, rows, 300)
+        total = scatter_sum(values, rows, 300) + scatter_mean(values, rows, 300) + scatter_max(values, rows, 300)
+        (pooled * total).sum().backward()
+        runs.append(torch.cat([pooled.detach(), total.detach(), values.grad]))
+    assert runs[0].equal(runs[1])
+    assert runs[0].equal(runs[2])
+
+
 def test_rows_go_back_where_they_came_from():
     values = torch.arange(12.0).view(4, 3)
     rows = torch.tensor([3, 1])

@@ -1,6 +1,7 @@
 """The view encoder: shapes, independence of rows, FLOPs, errors."""
 
 import pytest
+import timm
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -57,6 +58,19 @@ def test_no_batch_statistics(backbone):
     encoder = ViewEncoder(backbone, channels=4, num_depths=3)
     assert not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in encoder.modules())
     assert not any("running" in name for name in encoder.state_dict())
+
+
+def test_pretrained_norms_are_frozen(monkeypatch):
+    create = timm.create_model
+    monkeypatch.setattr(
+        timm, "create_model", lambda *names, **options: create(*names, **{**options, "pretrained": False})
+    )
+    encoder = ViewEncoder("resnet10t", channels=4, num_depths=3, pretrained=True).train()
+    before = {name: value.clone() for name, value in encoder.backbone.state_dict().items() if "running" in name}
+    encoder(torch.rand(2, 3, 32, 48)).context.sum().backward()
+    assert before
+    assert not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in encoder.modules())
+    assert all(encoder.backbone.state_dict()[name].equal(value) for name, value in before.items())
 
 
 def test_flops_agree_with_pytorch(encoder):

@@ -3,6 +3,8 @@
 The encoders inside know nothing of routing; the router knows nothing of encoders. This is what stands between.
 """
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor, nn
@@ -28,9 +30,7 @@ class ViewBranches(nn.Module):
         lite_scale: side of the lite picture as a share of the full one; None: there is no lite branch.
     """
 
-    def __init__(
-        self, encoder: ViewEncoder, lift: Lift, image_size_px: tuple[int, int], lite_scale: float | None = 0.5
-    ):
+    def __init__(self, encoder: ViewEncoder, lift: Lift, image_size_px: Sequence[int], lite_scale: float | None = 0.5):
         super().__init__()
         if (encoder.channels, encoder.num_depths) != (lift.channels, lift.num_depths):
             raise ValueError(

@@ -1,5 +1,6 @@
 """From a glance at the sensors to a route: which branch of which unit each sample runs."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log
 
@@ -62,7 +63,7 @@ class Router(nn.Module):
         hidden: int = 32,
         num_health: int = len(HEALTH_FIELDS),
         relaxation: Relaxation | None = None,
-        floor: tuple[str, ...] = (),
+        floor: Sequence[str] = (),
     ):
         super().__init__()
         self.floor = tuple(floor)

@@ -13,14 +13,7 @@ import numpy as np
 from datamodules.schedules import Number, Schedule, as_schedule
 from sensors.faults.catalogue import fault_named
 from sensors.faults.failures import SensorLoss
-from sensors.faults.protocol import (
-    Draws,
-    Fault,
-    applied_name,
-    check_level,
-    restricted,
-    scope_of,
-)
+from sensors.faults.protocol import NUM_LEVELS, Draws, Fault, applied_name, check_level, restricted, scope_of
 from sensors.frame import Frame, History
 from sensors.rig import CHANNELS
 
@@ -168,7 +161,7 @@ class FaultInjector:
     out, unless ``may_lose_all``. What is reported is what was applied.
     """
 
-    def __init__(self, rules: Sequence[Rule], seed: int = 0, may_lose_all: bool = False):
+    def __init__(self, rules: Sequence, seed: int = 0, may_lose_all: bool = False):
         self.rules, self.seed, self.may_lose_all = tuple(rules), seed, may_lose_all
         for rule in self.rules:
             if not isinstance(rule, Rule):

@@ -87,7 +87,7 @@ class Steps:
         return float(self.values[sum(progress >= boundary for boundary in self.boundaries)])
 
 
-def as_schedule(value: Schedule | Number) -> Schedule:
+def as_schedule(value: object) -> Schedule:
     """A number is a constant; a schedule stays itself."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return Constant(value)

@@ -139,23 +139,30 @@ def blurred_along(pixels: Pixels, length_px: float, angle_rad: float) -> Pixels:
     step = np.array([np.cos(angle_rad), np.sin(angle_rad)]) * short_px
     blurred = cv2.filter2D(pixels, -1, _line_kernel(step), borderType=cv2.BORDER_REFLECT_101)
     for doubling in range(num_doublings):
-        dx, dy = np.rint(step * 2**doubling).astype(int)
+        dx, dy = np.rint(step * 2**doubling).astype(int).tolist()
         blurred = _averaged_with_moved(blurred, dx, dy)
     # The doublings pull the path to one side: bring its middle back.
-    dx, dy = np.rint(step * (2**num_doublings - 1) / 2).astype(int)
+    dx, dy = np.rint(step * (2**num_doublings - 1) / 2).astype(int).tolist()
     return _moved(blurred, -dx, -dy)
 
 
 def _line_kernel(step_px: Float[np.ndarray, "2"]) -> Float32[np.ndarray, "k k"]:
-    """A straight line of that extent, centred, spread bilinearly over the cells that it crosses."""
-    half = int(np.ceil(np.abs(step_px).max() / 2)) + 1
-    at = np.linspace(-0.5, 0.5, 65)[:, None] * step_px + half
+    """A straight line of that extent, centred."""
+    return _kernel_through(np.linspace(-0.5, 0.5, 65)[:, None] * step_px)
+
+
+def _kernel_through(at_px: Float[np.ndarray, "p 2"]) -> Float32[np.ndarray, "k k"]:
+    """The mean over offsets (x, y), each spread bilinearly over its four cells: continuous down to no blur at all."""
+    half = int(np.ceil(np.abs(at_px).max())) + 1
     kernel = np.zeros((2 * half + 1, 2 * half + 1))
-    low = np.floor(at).astype(int)
-    share = at - low
+    low = np.floor(at_px).astype(int)
+    share = at_px - low
     for ox, oy in ((0, 0), (1, 0), (0, 1), (1, 1)):
         weight = (share[:, 0] if ox else 1 - share[:, 0]) * (share[:, 1] if oy else 1 - share[:, 1])
-        np.add.at(kernel, (low[:, 1] + oy, low[:, 0] + ox), weight)
+        np.add.at(kernel, (low[:, 1] + oy + half, low[:, 0] + ox + half), weight)
+    rows, columns = kernel.any(axis=1), kernel.any(axis=0)
+    trim = max(0, min(np.argmax(rows), np.argmax(rows[::-1]), np.argmax(columns), np.argmax(columns[::-1])))
+    kernel = kernel[trim : len(kernel) - trim, trim : len(kernel) - trim]
     return (kernel / kernel.sum()).astype(np.float32)
 
 
@@ -190,11 +197,10 @@ def _defocus(image: CameraImage, level: float, rng: np.random.Generator, frame: 
 
 
 def _disk_kernel(radius_px: float) -> Float32[np.ndarray, "k k"]:
-    """A disk with a rim that fades over one pixel, so that the radius is continuous."""
-    half = int(np.ceil(radius_px))
-    y, x = np.mgrid[-half : half + 1, -half : half + 1]
-    kernel = np.clip(radius_px + 0.5 - np.hypot(x, y), 0, 1)
-    return (kernel / kernel.sum()).astype(np.float32)
+    """A disk, filled evenly by a sunflower of points."""
+    index = np.arange(256) + 0.5
+    distance, angle = radius_px * np.sqrt(index / 256), index * np.pi * (3 - np.sqrt(5))
+    return _kernel_through(np.stack([distance * np.cos(angle), distance * np.sin(angle)], axis=1))
 
 
 def _contrast_loss(image: CameraImage, level: float, rng: np.random.Generator, frame: Frame) -> CameraImage:

@@ -122,7 +122,7 @@ class Ladder:
         found = tuple(channel for channel in scope_of(self) if frame.present(channel))
         if not found:
             raise ValueError(
-                f"expected one of {', '.join(scope_of(self))} in sample {frame.token} for the fault {self.name}, got none; "
+                f"expected one of {', '.join(scope_of(self))} in sample {frame.token} for {self.name}, got none; "
                 "read that sensor or leave the fault out"
             )
         return found

@@ -123,14 +123,15 @@ class Caster:
         self._num_standing = len(standing)
         self._standing = _scene(standing.vertices_m, standing.triangles)
         self._moving_mesh = merged([actor.body for actor in self._moving]) if self._moving else None
+        self._mover = np.repeat(np.arange(len(self._moving)), [len(actor.body.vertices_m) for actor in self._moving])
 
     @lru_cache(maxsize=2)  # noqa: B019 - a caster lives as long as its world
     def at(self, time_s: float) -> "Moment":
         """The world at a time of its own clock."""
         scene = None
         if self._moving_mesh is not None:
-            placed = [placed_vertices(actor.body.vertices_m, *actor.motion.pose(time_s)) for actor in self._moving]
-            scene = _scene(np.concatenate(placed), self._moving_mesh.triangles)
+            poses = np.array([actor.motion.pose(time_s) for actor in self._moving])[self._mover]
+            scene = _scene(placed_vertices(self._moving_mesh.vertices_m, *poses.T), self._moving_mesh.triangles)
         return Moment(self.surfaces, self._standing, scene, self._num_standing)
 
 

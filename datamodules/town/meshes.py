@@ -39,14 +39,10 @@ class Mesh:
 
 
 def placed_vertices(vertices_m: Float32[np.ndarray, "v 3"], x_m, y_m, z_m, yaw_rad) -> Float32[np.ndarray, "v 3"]:
-    """Vertices turned about +z, then shifted."""
-    c, s = np.float32(np.cos(yaw_rad)), np.float32(np.sin(yaw_rad))
+    """Vertices turned about +z, then shifted; the pose is one for all, or one per vertex."""
+    c, s = np.cos(yaw_rad), np.sin(yaw_rad)
     x, y, z = vertices_m.T
-    moved = np.empty_like(vertices_m)
-    moved[:, 0] = x * c - y * s + np.float32(x_m)
-    moved[:, 1] = x * s + y * c + np.float32(y_m)
-    moved[:, 2] = z + np.float32(z_m)
-    return moved
+    return np.stack([x * c - y * s + x_m, x * s + y * c + y_m, z + z_m], axis=1).astype(np.float32)
 
 
 def merged(meshes: list[Mesh]) -> Mesh:

@@ -83,7 +83,7 @@ class Population:
             self._fill_bike_lane(side)
             self._fill_parking(side)
             self._fill_kerb(side)
-            for d in (12.0, 13.0, 14.0):
+            for d in (12.2, 13.1, 14.0):
                 self._fill_walk(side * d)
         if self.crossing:
             self._fill_queues(self.crossing)
@@ -144,7 +144,7 @@ class Population:
         while s < stop:
             kind = self._pick(_PARKING_MIX)
             if kind == "site":
-                length = self.rng.uniform(13.0, 20.0)
+                length = self.rng.uniform(14.5, 20.0)
                 if not self._blocked(s + length / 2, length / 2 + 6.0):
                     self._building_site(side, s, length)
             else:
@@ -161,8 +161,8 @@ class Population:
         """A machine between barriers, cones towards the traffic, people at work."""
         rng, road = self.rng, self.road
         middle = s_m + length_m / 2
-        turn = rng.normal(0.0, 0.15)
-        site_d = side * (PARKING_OFFSET_M + 0.1)
+        turn = rng.normal(0.0, 0.03)
+        site_d = side * (PARKING_OFFSET_M + 0.2)
         self._add(
             "construction_vehicle", "parked", Motion(road, middle, site_d, int(rng.choice([-1, 1])), STANDING, turn)
         )

@@ -1,5 +1,6 @@
 """What kind of town to write: the configuration, its presets, and how they are spelled on the command line."""
 
+import math
 from dataclasses import dataclass, fields, replace
 
 CONDITIONS = ("day", "night", "fog")
@@ -36,6 +37,8 @@ class TownConfig:
         lowest = {"num_train_scenes": 1, "num_val_scenes": 1, "samples_per_scene": 1, "num_actors": 1}
         for field in fields(self):
             value = getattr(self, field.name)
+            if not math.isfinite(value):
+                raise ValueError(f"expected {field.name} to be a finite number, got {value}")
             if value < lowest.get(field.name, 0):
                 raise ValueError(f"expected {field.name} >= {lowest.get(field.name, 0)}, got {value}; ask for more")
         if not 0.02 <= self.image_scale <= 1.0:

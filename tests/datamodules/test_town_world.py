@@ -1,0 +1,125 @@
+"""The world itself: sizes, motion, space between things, and codes that must not give the class away."""
+
+import collections
+
+import cv2
+import numpy as np
+import pytest
+
+from datamodules.town.actors import Motion, Pace, make_actor
+from datamodules.town.bodies import SIZES_LWH_M, body_of, size_of
+from datamodules.town.presets import TownConfig
+from datamodules.town.roads import Road
+from datamodules.town.sampling import count_inside
+from datamodules.town.world import SceneKey, build_world, condition_of
+from sensors.boxes import DETECTION_NAMES, Boxes
+
+CONFIG = TownConfig(samples_per_scene=4)
+
+
+@pytest.fixture(scope="module")
+def worlds():
+    return [build_world(CONFIG, SceneKey("train", index)) for index in range(4)]
+
+
+def test_conditions_are_dealt_by_quota():
+    config = TownConfig(day_weight=0.5, night_weight=0.25, fog_weight=0.25)
+    counts = collections.Counter(condition_of(config, SceneKey("train", index)) for index in range(8))
+    assert counts == {"day": 4, "night": 2, "fog": 2}
+
+
+def test_every_condition_is_in_a_split_of_three():
+    assert {condition_of(TownConfig(), SceneKey("val", index)) for index in range(3)} == {"day", "night", "fog"}
+
+
+@pytest.mark.parametrize("name", DETECTION_NAMES)
+def test_bodies_fill_their_size_and_stand_on_the_ground(name):
+    rng = np.random.default_rng(0)
+    for stance in ("", "rider", "sitting", "walking"):
+        size = size_of(name, stance, rng)
+        vertices = body_of(name, size, stance, rng).vertices_m
+        np.testing.assert_allclose(vertices.max(axis=0) - vertices.min(axis=0), size, rtol=1e-4)
+        assert abs(vertices[:, 2].min()) < 1e-5
+
+
+def test_sizes_follow_the_published_means():
+    rng = np.random.default_rng(1)
+    drawn = np.array([size_of("car", "", rng) for _ in range(400)])
+    np.testing.assert_allclose(drawn.mean(axis=0), SIZES_LWH_M["car"][0], rtol=0.02)
+
+
+def test_colours_and_reflectivity_do_not_tell_the_class():
+    """Means of 120 instances per class differ by less than four standard errors from the common mean."""
+    rng = np.random.default_rng(2)
+    motion = Motion(Road((-10.0, 10.0), 0.0), 0.0, 0.0)
+    values = {}
+    for name in DETECTION_NAMES:
+        actors = [make_actor(name, "", motion, rng) for _ in range(120)]
+        values[name] = np.array([[*actor.colours.ravel(), *actor.reflectivity] for actor in actors])
+    everything = np.concatenate(list(values.values()))
+    for name in DETECTION_NAMES:
+        error = everything.std(axis=0) / np.sqrt(len(values[name]))
+        assert (np.abs(values[name].mean(axis=0) - everything.mean(axis=0)) < 4 * error).all(), name
+
+
+def test_nothing_stands_in_anything_else(worlds):
+    """Ground outlines overlap by less than a fifth of the smaller one, for all pairs but one in two hundred."""
+    pairs = bad = 0
+    for world in worlds:
+        for time_s in (0.0, 1.5):
+            ego = world.ego.pose(time_s)
+            outlines = [(ego[:2], (4.0, 1.8), np.rad2deg(ego[3]))]
+            for actor in world.actors:
+                pose = actor.motion.pose(time_s)
+                outlines.append((pose[:2], actor.size_lwh_m[:2], np.rad2deg(pose[3])))
+            centers = np.array([outline[0] for outline in outlines])
+            for i, outline in enumerate(outlines):
+                for j in np.flatnonzero(np.hypot(*(centers[i + 1 :] - centers[i]).T) < 14) + i + 1:
+                    touches, corners = cv2.rotatedRectangleIntersection(outline, outlines[j])
+                    area = cv2.contourArea(cv2.convexHull(corners)) if touches else 0.0
+                    pairs += 1
+                    bad += area > 0.2 * min(np.prod(outline[1]), np.prod(outlines[j][1]))
+    assert pairs > 1000
+    assert bad <= pairs / 200
+
+
+def test_about_as_many_actors_as_asked_for(worlds):
+    near = []
+    for world in worlds:
+        ego = np.array(world.ego.pose(0.5)[:2])
+        places = np.array([actor.motion.pose(0.5)[:2] for actor in world.actors])
+        near.append((np.hypot(*(places - ego).T) < 50.0).sum())
+    assert 0.7 * CONFIG.num_actors < np.mean(near) < 1.4 * CONFIG.num_actors
+
+
+def test_training_and_validation_worlds_differ():
+    train, val = (build_world(CONFIG, SceneKey(split, 0)) for split in ("train", "val"))
+    assert train.ego.pose(0.0) != val.ego.pose(0.0)
+    assert len(train.actors) != len(val.actors) or train.actors[0].size_lwh_m != val.actors[0].size_lwh_m
+
+
+def test_a_road_keeps_its_distances():
+    road = Road((-50.0, 150.0), 0.7, swing_rad=0.4, wavelength_m=200.0)
+    s = np.linspace(-40.0, 140.0, 50)
+    places = np.array([road.place(float(a), 3.0)[:2] for a in s])
+    np.testing.assert_allclose(places, road.xy(s, np.full(50, 3.0)), atol=1e-9)
+    center = road.xy(s, np.zeros(50))
+    np.testing.assert_allclose(np.linalg.norm(places - center, axis=1), 3.0, atol=1e-9)
+    fine = road.xy(np.arange(0.0, 100.0, 0.5), np.zeros(200))
+    np.testing.assert_allclose(np.linalg.norm(np.diff(fine, axis=0), axis=1).sum(), 99.5, rtol=1e-6)
+
+
+def test_pace_is_the_integral_of_its_speed():
+    pace = Pace(8.0, 2.0, 0.6, 1.0)
+    times = np.linspace(0.0, 4.0, 4001)
+    speeds = np.array([pace.speed_at(time) for time in times])
+    assert pace.travelled_m(4.0) == pytest.approx(float(((speeds[1:] + speeds[:-1]) / 2).sum() * 0.001), abs=1e-5)
+
+
+def test_counting_agrees_with_boxes():
+    rng = np.random.default_rng(3)
+    points = rng.uniform(-10, 10, (5000, 3))
+    centers, sizes, yaws = rng.uniform(-8, 8, (20, 3)), rng.uniform(0.5, 6, (20, 3)), rng.uniform(-4, 4, 20)
+    none = np.zeros(20, np.int64)
+    boxes = Boxes(centers, sizes, yaws, np.zeros((20, 2)), none, np.ones(20), none, none)
+    np.testing.assert_array_equal(count_inside(points, centers, sizes, yaws), boxes.count_inside(points))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
-from jaxtyping import Float, Float64, UInt8
+from jaxtyping import Float64, UInt8
 
 from sensors.boxes import Boxes
 from sensors.transforms import wrap_angle
@@ -146,11 +146,12 @@ class BevAugmentation:
         return aug_from_ego
 
 
-def augmented_points(
-    xyz: Float[np.ndarray, "n 3"], aug_from_ego: Float64[np.ndarray, "4 4"]
-) -> Float[np.ndarray, "n 3"]:
-    """Points (or flat velocities: there is no shift) in the augmented ego frame."""
-    return (xyz @ aug_from_ego[:3, :3].T.astype(xyz.dtype)).astype(xyz.dtype)
+def inverse_of(aug_from_ego: Float64[np.ndarray, "4 4"]) -> Float64[np.ndarray, "4 4"]:
+    """``ego_from_aug``: for a scaled orthogonal matrix the transpose over the squared scale."""
+    linear = aug_from_ego[:3, :3]
+    ego_from_aug = np.eye(4)
+    ego_from_aug[:3, :3] = linear.T / (linear[0] @ linear[0])
+    return ego_from_aug
 
 
 def augmented_boxes(boxes: Boxes, aug_from_ego: Float64[np.ndarray, "4 4"]) -> Boxes:

@@ -211,7 +211,8 @@ class NuScenesFrames:
     def _lidar_sweep(self, measurement: int, reference: "_Reference") -> LidarSweep:
         ego_from_lidar, lag_s = self._ego_from_sensor(measurement, reference), self._lag_s(measurement, reference)
         sweep = _found(lambda path: read_lidar(path, lag_s, ego_from_lidar), self._path(measurement))
-        return sweep.select(without_close(sweep.xyz_m, self.close_m)) if self.close_m > 0 else sweep
+        kept = without_close(sweep.xyz_m, self.close_m)
+        return sweep if kept.all() else sweep.select(np.flatnonzero(kept))
 
     def _radar_sweep(self, measurement: int, reference: "_Reference") -> RadarSweep:
         ego_from_radar, lag_s = self._ego_from_sensor(measurement, reference), self._lag_s(measurement, reference)

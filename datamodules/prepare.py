@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Float64
+from jaxtyping import Bool, Float, Float32, Float64, Int64
 
 from datamodules.augment import (
     BevAugmentation,
     Crop,
     ImageAugmentation,
     augmented_boxes,
-    augmented_points,
     fitting_crop,
+    inverse_of,
     keyed_generator,
 )
 from datamodules.batch import LIDAR_FIELDS, RADAR_FIELDS
@@ -25,10 +25,7 @@ from datamodules.targets import CleanTargets, depth_targets, targets_of
 from sensors.boxes import Boxes
 from sensors.frame import Frame, History
 from sensors.health import health_of, thumbnails_of
-from sensors.radar import RadarSweep
 from sensors.rig import CAMERAS, CHANNELS, RADARS
-
-_MOVING = (0, 2, 6)
 
 
 class SampleKey(NamedTuple):
@@ -155,23 +152,16 @@ class PreparedSamples:
         return Sample(
             frame=frame,
             views=self._views(frame, targets, aug_from_ego, epoch) if preparation.image_size_px else None,
-            lidar=self._within(lidar_points(frame, aug_from_ego)) if reads.lidar_sweeps else None,
-            radar=self._within(radar_points(frame, aug_from_ego)) if reads.radar_sweeps else None,
+            lidar=lidar_points(frame, aug_from_ego, preparation.point_range_m) if reads.lidar_sweeps else None,
+            radar=radar_points(frame, aug_from_ego, preparation.point_range_m) if reads.radar_sweeps else None,
             boxes=augmented_boxes(boxes, aug_from_ego) if boxes is not None else None,
-            ego_from_ego_aug=np.linalg.inv(aug_from_ego),
+            ego_from_ego_aug=inverse_of(aug_from_ego),
             health=health_of(frame),
             thumbnails=thumbnails_of(frame),
             channel_present=np.array([frame.present(channel) for channel in CHANNELS]),
             faults=tuple(faults),
             progress=progress,
         )
-
-    def _within(self, points: Float32[np.ndarray, "p f"]) -> Float32[np.ndarray, "k f"]:
-        bounds = self.preparation.point_range_m
-        if bounds is None:
-            return points
-        low, high = np.array(bounds[:3], np.float32), np.array(bounds[3:], np.float32)
-        return points[((points[:, :3] >= low) & (points[:, :3] < high)).all(axis=1)]
 
     def _views(
         self, frame: Frame, targets: CleanTargets, aug_from_ego: Float64[np.ndarray, "4 4"], epoch: int | None
@@ -205,39 +195,57 @@ class PreparedSamples:
         return preparation.image_augmentation.draw(image_px, size_px, generator)
 
 
-def lidar_points(frame: Frame, aug_from_ego: Float64[np.ndarray, "4 4"]) -> Float32[np.ndarray, "p 5"]:
-    """All sweeps as rows of LIDAR_FIELDS in the augmented ego frame."""
-    points = np.empty((sum(len(sweep) for sweep in frame.lidar), len(LIDAR_FIELDS)), np.float32)
-    start = 0
+def lidar_points(
+    frame: Frame, aug_from_ego: Float64[np.ndarray, "4 4"], range_m: tuple[float, ...] | None = None
+) -> Float32[np.ndarray, "p 5"]:
+    """All sweeps as rows of LIDAR_FIELDS in the augmented ego frame, within ``range_m`` where that is given."""
+    parts = [np.empty((0, len(LIDAR_FIELDS)), np.float32)]
     for sweep in frame.lidar:
-        rows = points[start : start + len(sweep)]
-        rows[:, :3] = _moved(sweep.xyz_m, aug_from_ego @ sweep.ego_from_lidar.matrix)
-        np.multiply(sweep.intensity, np.float32(1 / 255), out=rows[:, 3], casting="unsafe")
+        x, y, z = _moved(sweep.xyz_m, aug_from_ego @ sweep.ego_from_lidar.matrix)
+        kept = _within(x, y, z, range_m)
+        rows = np.empty((len(kept), len(LIDAR_FIELDS)), np.float32)
+        rows[:, 0], rows[:, 1], rows[:, 2] = x[kept], y[kept], z[kept]
+        rows[:, 3] = sweep.intensity[kept] * np.float32(1 / 255)
         rows[:, 4] = sweep.lag_s
-        start += len(sweep)
-    return points
+        parts.append(rows)
+    return np.concatenate(parts)
 
 
-def radar_points(frame: Frame, aug_from_ego: Float64[np.ndarray, "4 4"]) -> Float32[np.ndarray, "q 10"]:
-    """All sweeps of all radars as rows of RADAR_FIELDS in the augmented ego frame; no point is filtered out."""
-    sweeps = [sweep for channel in RADARS for sweep in frame.radars.get(channel, ())]
-    if not sweeps:
-        return np.zeros((0, len(RADAR_FIELDS)), np.float32)
-    return np.concatenate([_radar_rows(sweep, aug_from_ego) for sweep in sweeps])
+def radar_points(
+    frame: Frame, aug_from_ego: Float64[np.ndarray, "4 4"], range_m: tuple[float, ...] | None = None
+) -> Float32[np.ndarray, "q 10"]:
+    """All sweeps of all radars as rows of RADAR_FIELDS in the augmented ego frame, within ``range_m``.
+
+    No point is filtered by its state: the states are columns.
+    """
+    parts = [np.empty((0, len(RADAR_FIELDS)), np.float32)]
+    for sweep in (sweep for channel in RADARS for sweep in frame.radars.get(channel, ())):
+        aug_from_radar = aug_from_ego @ sweep.ego_from_radar.matrix
+        rows = np.empty((len(sweep), len(RADAR_FIELDS)), np.float32)
+        rows[:, :3] = _moved(sweep.xyz_m, aug_from_radar).T
+        # Velocities turn, are mirrored and scaled like everything else, and do not shift.
+        rows[:, 3:5] = sweep.velocity_mps @ aug_from_radar[:2, :2].T
+        rows[:, 5], rows[:, 6] = sweep.rcs_dbsm, sweep.lag_s
+        rows[:, 7] = (sweep.dyn_prop == 0) | (sweep.dyn_prop == 2) | (sweep.dyn_prop == 6)
+        rows[:, 8] = sweep.invalid_state == 0
+        rows[:, 9] = sweep.ambig_state == 3
+        parts.append(rows)
+    points = np.concatenate(parts)
+    return points if range_m is None else points[_within(points[:, 0], points[:, 1], points[:, 2], range_m)]
 
 
-def _radar_rows(sweep: RadarSweep, aug_from_ego: Float64[np.ndarray, "4 4"]) -> Float32[np.ndarray, "q 10"]:
-    rows = np.empty((len(sweep), len(RADAR_FIELDS)), np.float32)
-    xyz_m, velocity_mps = sweep.to_ego()
-    rows[:, :3] = augmented_points(xyz_m, aug_from_ego)
-    rows[:, 3:5] = velocity_mps @ aug_from_ego[:2, :2].T
-    rows[:, 5], rows[:, 6] = sweep.rcs_dbsm, sweep.lag_s
-    rows[:, 7] = np.isin(sweep.dyn_prop, _MOVING)
-    rows[:, 8] = sweep.invalid_state == 0
-    rows[:, 9] = sweep.ambig_state == 3
-    return rows
+def _moved(xyz_m: Float[np.ndarray, "n 3"], dst_from_src: Float64[np.ndarray, "4 4"]) -> Float32[np.ndarray, "3 n"]:
+    """Points through a 4x4, as columns, in float32: between two frames of the vehicle coordinates stay small."""
+    linear, shift_m = dst_from_src[:3, :3].astype(np.float32), dst_from_src[:3, 3:].astype(np.float32)
+    return linear @ np.ascontiguousarray(xyz_m.T, np.float32) + shift_m
 
 
-def _moved(xyz_m: Float[np.ndarray, "n 3"], dst_from_src: Float64[np.ndarray, "4 4"]) -> Float[np.ndarray, "n 3"]:
-    """Points through a 4x4, in float32: between two frames of the vehicle coordinates stay small."""
-    return xyz_m @ dst_from_src[:3, :3].T.astype(np.float32) + dst_from_src[:3, 3].astype(np.float32)
+def _within(
+    x: Float[np.ndarray, "n"], y: Float[np.ndarray, "n"], z: Float[np.ndarray, "n"], range_m: tuple[float, ...] | None
+) -> Int64[np.ndarray, "k"]:
+    """Which points lie in the range: lower bounds inside, upper ones outside."""
+    if range_m is None:
+        return np.arange(len(x))
+    low, high = range_m[:3], range_m[3:]
+    inside = (x >= low[0]) & (x < high[0]) & (y >= low[1]) & (y < high[1]) & (z >= low[2]) & (z < high[2])
+    return np.flatnonzero(inside)

@@ -57,16 +57,17 @@ def depth_targets(
     if channels and len(targets.xyz_m):
         projection = np.concatenate([cropped_from_image[c] @ targets.image_from_ego[c] for c in channels])
         projected = projection[:, :3].astype(np.float32) @ targets.xyz_m.T + projection[:, 3:].astype(np.float32)
-        projected = projected.reshape(len(channels), 3, -1)
-        view, point = np.nonzero(projected[:, 2] > MIN_DEPTH_M)
-        u, v, z = projected[view, :, point].T
-        # The cell of a pixel position: pixel k covers k - 1/2 to k + 1/2.
-        column = np.floor((u / z + 0.5) / stride).astype(np.int64)
-        row = np.floor((v / z + 0.5) / stride).astype(np.int64)
-        inside = (column >= 0) & (column < num_columns) & (row >= 0) & (row < num_rows)
-        view, cell, z = view[inside], (row * num_columns + column)[inside], z[inside]
+        u, v, z = projected.reshape(len(channels), 3, -1).transpose(1, 0, 2)
+        # Pixel k covers k - 1/2 to k + 1/2. Bounds are compared before the division: no zero, no huge numbers.
+        right, bottom = num_columns * stride - 0.5, num_rows * stride - 0.5
+        inside = (z > MIN_DEPTH_M) & (u >= -0.5 * z) & (u < right * z) & (v >= -0.5 * z) & (v < bottom * z)
+        view, point = np.nonzero(inside)
+        u, v, z = u[view, point], v[view, point], z[view, point]
+        column = np.clip(np.floor((u / z + 0.5) / stride).astype(np.int64), 0, num_columns - 1)
+        row = np.clip(np.floor((v / z + 0.5) / stride).astype(np.int64), 0, num_rows - 1)
+        cell = row * num_columns + column
         # Of several values assigned to one place the last one stays: far to near, so the nearest.
-        order = np.argsort(-z, kind="stable")
+        order = np.argsort(-z)
         slots = np.array([CAMERAS.index(c) for c in channels])[view]
         depth_m[slots[order], cell[order]] = z[order]
     return depth_m.reshape(len(CAMERAS), num_rows, num_columns)

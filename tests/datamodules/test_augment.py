@@ -10,8 +10,8 @@ from datamodules.augment import (
     Crop,
     ImageAugmentation,
     augmented_boxes,
-    augmented_points,
     fitting_crop,
+    inverse_of,
     keyed_generator,
 )
 from sensors.boxes import Boxes
@@ -87,7 +87,8 @@ def test_points_stay_in_their_boxes_under_any_bev_augmentation(seed):
     boxes, points = boxes_and_points(seed % 7)
     augmentation = BevAugmentation(yaw_rad=np.pi, scale=(0.5, 2.0))
     aug_from_ego = augmentation.draw(np.random.default_rng(seed))
-    counts = augmented_boxes(boxes, aug_from_ego).count_inside(augmented_points(points, aug_from_ego))
+    counts = augmented_boxes(boxes, aug_from_ego).count_inside(points @ aug_from_ego[:3, :3].T)
+    np.testing.assert_allclose(inverse_of(aug_from_ego) @ aug_from_ego, np.eye(4), atol=1e-12)
     # A point on a face may change sides by rounding.
     assert np.abs(counts - boxes.count_inside(points)).max() <= 1
     assert counts.sum() > 0

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from fusion.report.frame_file import save_frame
+from fusion.robustness.cells import CLEAN
 from fusion.routing.plan import BRANCHES
 from fusion.run_directory import write_json
 from fusion.scoring.evaluate import EvaluationResult
 from fusion.scoring.submission import read_submission, submission_results
 from sensors.boxes import Boxes
-from sensors.faults.suites import Scenario
+from sensors.faults.suites import MODALITIES, Scenario
 from sensors.frame import Frame, History
 from sensors.rig import UNITS
 
@@ -91,17 +92,36 @@ def load_sample_detections(run_dir: Path) -> dict[tuple[str, float], dict[str, F
     return found
 
 
-def save_report_samples(run_dir: Path, frames: Frames, scenarios: Sequence[Scenario] = (Scenario("clean"),)) -> None:
-    """Keep the gallery's frames under each scenario, reduced to what a picture shows.
+def gallery_scenarios(scenarios: Sequence[Scenario], most: int = 4) -> list[Scenario]:
+    """Which of many scenarios to show: clean data, the LiDAR lost, then faults, one of each sensor first."""
+    faults = [scenario for scenario in scenarios if scenario.steps]
+    chosen = [Scenario(CLEAN), *(scenario for scenario in faults if scenario.name == "camera+radar")]
+    by_modality = {}
+    for scenario in faults:
+        if "+" not in scenario.name and scenario.name not in MODALITIES:
+            by_modality.setdefault(scenario.steps[0][0].modality, scenario)
+    chosen += [scenario for scenario in by_modality.values() if scenario not in chosen]
+    chosen += [scenario for scenario in faults if scenario not in chosen]
+    return chosen[:most]
+
+
+def save_report_samples(run_dir: Path, frames: Frames, scenarios: Sequence[Scenario] = ()) -> None:
+    """Keep the gallery's frames under some scenarios, reduced to what a picture shows.
+
+    A scenario that cannot be applied to a frame has no picture of it; its cell in the table says why.
 
     Args:
         frames: of the split that was evaluated, in the same order.
-        scenarios: which to show; a scenario that cannot be applied to a frame raises.
+        scenarios: what was evaluated; some are chosen by ``gallery_scenarios``.
     """
+    chosen = gallery_scenarios(scenarios)
     for row in gallery_rows(len(frames.tokens)):
         clean = frames[row]
-        for scenario in scenarios:
-            frame, _ = scenario.apply(clean, frames.history(row), None, 1.0)
+        for scenario in chosen:
+            try:
+                frame, _ = scenario.apply(clean, frames.history(row), None, 1.0)
+            except ValueError:
+                continue
             save_frame(Path(run_dir) / "gallery" / clean.token / f"{file_name(scenario.name)}.npz", frame)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -80,7 +81,7 @@ class Cell:
         if self.kept_sensors:
             title = " + ".join(SENSOR_NAMES[name] for name in self.kept_sensors)
             return f"{title} only" if len(self.kept_sensors) == 1 else title
-        return self.scenario.replace("_", " ")
+        return re.sub(r"\blidar\b", "LiDAR", re.sub("[-_]", " ", self.scenario))
 
     def line(self) -> str:
         """One line of JSON."""

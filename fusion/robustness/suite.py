@@ -180,15 +180,8 @@ class _Suite:
         return replace(
             cell,
             metrics=self.scorer.score(result.detections),
-            num_samples=len(result.tokens),
-            gflops=result.mean_gflops,
-            ms=result.median_ms,
             device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-            views=result.mean_views,
-            sensor_shares=result.sensor_shares(),
-            branch_shares=result.branch_shares(),
-            faulty=sum(bool(names) for names in result.faults) / len(result.faults),
-            inputs=result.inputs,
+            **result.summary(),
         )
 
 

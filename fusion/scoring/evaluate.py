@@ -79,6 +79,19 @@ class EvaluationResult:
             for row, unit in enumerate(UNITS)
         }
 
+    def summary(self) -> dict:
+        """What it cost, as plain values for ``metrics.json``."""
+        return {
+            "num_samples": len(self.tokens),
+            "gflops": self.mean_gflops,
+            "ms": self.median_ms,
+            "views": self.mean_views,
+            "sensor_shares": self.sensor_shares(),
+            "branch_shares": self.branch_shares(),
+            "faulty": sum(bool(names) for names in self.faults) / len(self.faults),
+            "inputs": self.inputs,
+        }
+
 
 PlanSource = Callable[[Batch], RoutingPlan]
 """Routes that the router did not choose: fixed, random, static."""

@@ -15,6 +15,8 @@ from datamodules.town.world import World
 from sensors.transforms import RigidTransform
 
 _GAMMA = 2.2
+_SKY_M = 400.0
+"""What is farther away is sky."""
 _TILE = 512
 _GROUND_COLOURS = np.zeros((4, 3), np.float32)
 _GROUND_COLOURS[[GRASS, ASPHALT, PAVING, PAINT]] = (
@@ -65,20 +67,19 @@ class CameraRenderer:
         global_from_ego = self.world.ego.transform(time_s)
         global_from_camera = global_from_ego @ self.world.ego_from_sensor[channel]
         direction = turned(global_from_camera.rotation, self._rays(channel))
-        origin = np.broadcast_to(global_from_camera.translation_m.astype(np.float32), direction.shape)
+        origin = global_from_camera.translation_m.astype(np.float32)
         moment = self.caster.at(time_s)
-        hits = moment.cast(origin, direction)
+        hits = moment.cast(np.broadcast_to(origin, direction.shape), direction)
         light = self.world.light
-        away = hits.range_m >= 400.0
-        picture = np.empty_like(direction)
-        picture[away] = _sky(direction[away], light)
-        seen = np.flatnonzero(~away)
-        near = Hits(hits.range_m[seen], hits.normal[seen], hits.triangle[seen])
-        colour = self._shade(moment, near, origin[seen], direction[seen], global_from_ego)
+        away = np.flatnonzero(hits.range_m >= _SKY_M)
+        # Shading what is then painted over as sky costs less than picking the other pixels out and putting them back.
+        hits.range_m[away] = _SKY_M
+        picture = self._shade(moment, hits, origin + direction * hits.range_m[:, None], global_from_ego)
         if light.fog_density_per_m > 0:
-            clear = np.exp(near.range_m * np.float32(-light.fog_density_per_m))[:, None]
-            colour = colour * clear + np.array(light.horizon_rgb, np.float32) * (1 - clear)
-        picture[seen] = colour
+            clear = np.exp(hits.range_m * np.float32(-light.fog_density_per_m))[:, None]
+            picture *= clear
+            picture += np.array(light.horizon_rgb, np.float32) * (1 - clear)
+        picture[away] = _sky(direction[away], light)
         return self._expose(picture, rng)
 
     def _rays(self, channel: str) -> Float32[np.ndarray, "n 3"]:
@@ -92,8 +93,7 @@ class CameraRenderer:
             self._directions[channel] = (rays / np.linalg.norm(rays, axis=1, keepdims=True)).astype(np.float32)
         return self._directions[channel]
 
-    def _shade(self, moment: Moment, hits: Hits, origin, direction, global_from_ego) -> Float32[np.ndarray, "n 3"]:
-        point = origin + direction * hits.range_m[:, None]
+    def _shade(self, moment: Moment, hits: Hits, point, global_from_ego) -> Float32[np.ndarray, "n 3"]:
         normal = hits.normal
         along = np.where(
             np.abs(normal[:, 2]) > 0.7, point[:, 0], point[:, 1] * normal[:, 0] - point[:, 0] * normal[:, 1]
@@ -103,7 +103,9 @@ class CameraRenderer:
         irradiance = self._daylight(moment, scene)
         if self.world.light.night:
             irradiance = irradiance + self._lamplight(scene, global_from_ego)
-        return albedo * irradiance + glow
+        irradiance *= albedo
+        irradiance += glow
+        return irradiance
 
     def _albedo(self, moment: Moment, scene: _Scene):
         """Colour of the surface, and what it emits by itself."""

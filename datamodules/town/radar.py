@@ -98,7 +98,7 @@ def _rcs(world: World, owner, facing, rng) -> Float[np.ndarray, "n"]:
 def _answer_rate(world: World, owner, rcs_dbsm, range_m) -> Float[np.ndarray, "n"]:
     """Probability that one ray's surface becomes a detection, so that a thing gives a few and not one per ray."""
     rays_of = np.bincount(owner + 1, minlength=len(world.actors) + 1)[owner + 1]
-    wanted = np.where(owner == NOBODY, 55.0, 1.0 + 5.0 * np.clip((rcs_dbsm + 8.0) / 25.0, 0.0, 1.5))
+    wanted = np.where(owner == NOBODY, 55.0, 0.6 + 3.0 * np.clip((rcs_dbsm + 8.0) / 25.0, 0.0, 1.5))
     heard = 1 / (1 + np.exp((40 * np.log10(range_m / 60.0) - rcs_dbsm - 4.0) / 4.0))
     return np.minimum(1.0, wanted / rays_of) * heard
 

@@ -202,3 +202,19 @@ def test_names_are_unique_and_families_cover_all():
     assert sorted(name for group in families().values() for name in group) == sorted(names)
     assert applied_name(fault_named("lidar_beam_drop"), 0.4) == "lidar_beam_drop@0.40"
     assert applied_name(fault_named("fog"), 0.005) == "fog@0.005"
+
+
+def test_every_fault_harms_a_real_keyframe(nuscenes_real):
+    from datamodules.nuscenes import NuScenesFrames
+
+    # The real keyframe comes without radar: those are lent by the toy frame.
+    read = NuScenesFrames(nuscenes_real / "frame", "v1.0-mini", "mini_train", missing="absent")[0]
+    front = {"CAM_FRONT": read.cameras["CAM_FRONT"]}
+    frame = replace(read, cameras=front, radars=drifting_scene(1, **SIZES)[0].radars)
+    for fault in CATALOGUE:
+        if fault.family == "stuck":
+            continue
+        # Whole-sensor faults of one camera by their worst level: all of them.
+        level = fault.worst if fault.family in ("lost", "blackout") else fault.levels[2]
+        harmed = applied(fault, frame, NoHistory(), level)
+        assert harm(frame, harmed) > 0, fault.name

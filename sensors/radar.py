@@ -91,6 +91,8 @@ def read_radar(path: Path, lag_s: float, ego_from_radar: RigidTransform) -> Rada
     expected = " ".join(name for name, _ in PCD_FIELDS)
     if header.get("FIELDS") != expected:
         raise ValueError(f"expected the radar fields '{expected}' in {path}, got '{header.get('FIELDS')}'")
+    if not header.get("POINTS", "").strip().isdigit():
+        raise ValueError(f"expected a number of POINTS in the header of {path}, got '{header.get('POINTS')}'")
     num_points = int(header["POINTS"])
     body = encoded[start + len(marker) :]
     if len(body) < num_points * _ROW.itemsize:

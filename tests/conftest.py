@@ -5,10 +5,15 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import hypothesis
 import pytest
 from jaxtyping import install_import_hook
 
 install_import_hook(["sensors", "datamodules", "fusion"], "beartype.beartype")
+
+# Time limits per example fail on a busy machine and on first imports, not on a slow function.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 _REAL = Path(os.environ.get("DYNFUSION_NUSCENES_REAL", Path(__file__).parents[2] / "shared" / "nuscenes-real"))
 

@@ -16,6 +16,7 @@ from sensors.rig import NUM_CAMERAS, UNITS
 
 ROUTES = ("full", "fixed", "random", "learned")
 EXECUTIONS = ("sparse", "masked")
+LEAST = "least"
 MODALITIES = ("camera", "lidar", "radar")
 
 
@@ -33,7 +34,8 @@ class Stage:
         keep: for ``random``: probability that a sensor group (camera, lidar, radar) runs, and that a ``view`` of a
             running camera group does. Missing ones are 1. Something present always runs.
         lite_share: for ``fixed`` and ``random``: share of the running units that run their lite branch.
-        budget: share of the full cost given to the router; a pair is drawn uniformly per sample and step.
+        budget: share of the full cost given to the router; a pair is drawn uniformly per sample and step. The word
+            ``least`` stands for the model's least budget.
         execution: ``sparse`` or ``masked``.
         losses: factors on the task's loss weights by name; ``{budget: 0}`` switches one off.
         temperature: of the router's relaxation; a pair falls (or rises) exponentially over the stage.
@@ -47,7 +49,7 @@ class Stage:
     units: Sequence[str] = UNITS
     keep: Mapping[str, float] = field(default_factory=dict)
     lite_share: float = 0.0
-    budget: float | Sequence[float] = 1.0
+    budget: float | str | Sequence[float | str] = 1.0
     execution: str = "sparse"
     losses: Mapping[str, float] = field(default_factory=dict)
     temperature: float | Sequence[float] = 1.0
@@ -63,18 +65,23 @@ class Stage:
         unknown = sorted(set(self.keep) - {*MODALITIES, "view"})
         shares = all(0.0 <= value <= 1.0 for value in self.keep.values())
         _check(self, not unknown and shares, "keep: probabilities of camera, lidar, radar, view", dict(self.keep))
-        low, high = ends_of(self.budget)
-        _check(self, 0.0 < low <= high <= 1.0, "budget in (0, 1], or a pair low <= high", self.budget)
+        low, high = self.budget_ends(min_budget=1e-9)
+        _check(self, 0.0 < low <= high <= 1.0, "budget in (0, 1], 'least', or a pair low <= high", self.budget)
         _check(self, min(ends_of(self.temperature)) > 0.0, "temperature above 0", self.temperature)
 
     def trains(self, name: str) -> bool:
         """Whether a parameter of this name trains in this stage."""
         return self.trainable == "all" or any(is_below(name, prefix) for prefix in self.trainable)
 
-    def budget_of(self, num_samples: int, generator: torch.Generator) -> Float32[Tensor, "b"]:
+    def budget_ends(self, min_budget: float) -> tuple[float, float]:
+        """Lowest and highest budget, for a model whose least budget is ``min_budget``."""
+        pair = [self.budget] * 2 if isinstance(self.budget, (int, float, str)) else self.budget
+        return ends_of([min_budget if value == LEAST else value for value in pair])
+
+    def budget_of(self, num_samples: int, min_budget: float, generator: torch.Generator) -> Float32[Tensor, "b"]:
         """One budget per sample."""
-        low, high = ends_of(self.budget)
-        return low + (high - low) * torch.rand(num_samples, generator=generator)
+        low, high = self.budget_ends(min_budget)
+        return (low + (high - low) * torch.rand(num_samples, generator=generator)).clamp(min_budget, 1.0)
 
     def choice_of(
         self, unit_present: Bool[Tensor, "b u"], generator: torch.Generator, branches: Bool[Tensor, "u k"] | None = None
@@ -144,8 +151,8 @@ class Curriculum:
             _check(stage, trains, "something to train", f"trainable={stage.trainable!r}")
             unknown = sorted(set(stage.losses) - set(loss_names))
             _check(stage, not unknown, f"losses among {', '.join(loss_names)}", ", ".join(unknown))
-            enough = stage.route != "learned" or ends_of(stage.budget)[0] >= min_budget - 1e-9
-            _check(stage, enough, f"a budget of at least {min_budget:.3f}, the model's least", stage.budget)
+            enough = stage.route != "learned" or stage.budget_ends(min_budget)[0] >= min_budget - 1e-9
+            _check(stage, enough, f"a budget of at least {min_budget:.3f}, the model's '{LEAST}'", stage.budget)
 
 
 def random_units(
@@ -162,13 +169,12 @@ def random_units(
     return torch.where(runs.any(dim=1, keepdim=True), runs, rescue & unit_present)
 
 
-def ends_of(value: float | Sequence[float]) -> tuple[float, float]:
+def ends_of(value: float | str | Sequence[float | str]) -> tuple[float, float]:
     """First and last value of a number or of a pair."""
-    if isinstance(value, (int, float)):
-        return float(value), float(value)
-    if len(value) != 2:
-        raise ValueError(f"expected a number or a pair of numbers in a training stage, got {list(value)}")
-    return float(value[0]), float(value[1])
+    pair = [value] * 2 if isinstance(value, (int, float, str)) else list(value)
+    if len(pair) != 2 or not all(isinstance(number, (int, float)) for number in pair):
+        raise ValueError(f"expected a number or a pair of numbers in a training stage, got {value}")
+    return float(pair[0]), float(pair[1])
 
 
 def is_below(name: str, prefix: str) -> bool:

@@ -38,9 +38,9 @@ class FusionTask(pl.LightningModule):
         loss_weights: on the terms of DEFAULT_WEIGHTS; those not named keep their default.
         validation_budget: share of the full cost at which the router is validated.
         seed: of all draws of training.
-        config: the run's plain configuration, kept in the checkpoint.
 
     Attributes:
+        run_config: plain data to keep in the checkpoint as its hyper-parameters, such as the run's configuration.
         stage: the one that training is in.
         step_values: scalars of the last training step by name, detached, on the device.
         num_steps: optimiser steps of the whole training.
@@ -54,7 +54,6 @@ class FusionTask(pl.LightningModule):
         loss_weights: Mapping[str, float] | None = None,
         validation_budget: float = 1.0,
         seed: int = 0,
-        config: dict | None = None,
     ):
         super().__init__()
         unknown = sorted(set(loss_weights or {}) - set(DEFAULT_WEIGHTS))
@@ -73,7 +72,7 @@ class FusionTask(pl.LightningModule):
         self._prepared_stage: Stage | None = None
         self.precision_at_2m = QuickPrecision()
         self.decode_options = DecodeOptions(min_score=0.1, num_candidates=200, max_boxes=200)
-        self.save_hyperparameters(config or {})
+        self.run_config: dict = {}
 
     def configure_optimizers(self):
         """AdamW; the schedule's factor times that of the stage, once per optimiser step."""
@@ -86,6 +85,9 @@ class FusionTask(pl.LightningModule):
 
         optimizer, scheduler = settings.build(self.model, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        checkpoint["hyper_parameters"] = self.run_config
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Enter the stage that progress has reached.
@@ -116,7 +118,7 @@ class FusionTask(pl.LightningModule):
         generator = keyed_generator(self.seed, "stage", step, self.global_rank)
         stage, plan, budget = self.stage, None, 1.0
         if stage.route == "learned":
-            budget = stage.budget_of(len(batch), generator).clamp(min=self.model.min_budget).to(self.device)
+            budget = stage.budget_of(len(batch), self.model.min_budget, generator).to(self.device)
         else:
             plan = self.plan_of(stage, batch, generator)
         self.model.router.set_noise_key(self.seed, step, self.global_rank)

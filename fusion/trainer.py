@@ -16,6 +16,9 @@ from fusion.checkpoint import AtomicCheckpointIO
 from fusion.ema import WeightAverage
 from fusion.run_directory import RunDirectory
 
+PRECISIONS = ("32", "32-true", "bf16-mixed", "16-mixed")
+"""The batch stays in float32: in bfloat16 two positions at 50 m are the same or a quarter of a metre apart."""
+
 
 def build_trainer(
     run_dir: str | Path,
@@ -39,10 +42,18 @@ def build_trainer(
             Prefer fewer epochs.
         callbacks: further ones.
         lightning: arguments of ``pytorch_lightning.Trainer`` (max_epochs, devices, strategy, precision, ...).
+
+    Raises:
+        ValueError: a precision that is not in PRECISIONS.
     """
+    precision = str(lightning.get("precision", "32-true"))
+    if precision not in PRECISIONS:
+        raise ValueError(f"expected precision to be one of {', '.join(PRECISIONS)}, got '{precision}'")
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", ".*(LeafSpec|does not have many workers|smaller than the logging interval).*")
+    warnings.filterwarnings(
+        "ignore", ".*(LeafSpec|does not have many workers|smaller than the logging interval|is not resumable).*"
+    )
     run = RunDirectory(Path(run_dir))
     chosen = [StepTable(run.path), TrainingProgress(progress_every_s)]
     if average_decay is not None:

@@ -1,0 +1,160 @@
+"""Stages of training: what they accept, and that their draws are pure functions of a key."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fusion.draws import keyed_generator, keyed_randomness
+from fusion.routing.plan import FULL, LITE, SKIP
+from fusion.stages import Curriculum, Stage
+from sensors.rig import LIDAR_UNIT, NUM_CAMERAS, RADAR_UNIT, UNITS
+from tests.fusion.toy_model import ToyModel
+
+PRESENT = torch.ones(4, len(UNITS), dtype=torch.bool)
+
+
+def drawn(stage: Stage, present=PRESENT, key: int = 0, branches=None) -> torch.Tensor:
+    return stage.choice_of(present, keyed_generator(key), branches)
+
+
+def test_progress_finds_its_stage():
+    curriculum = Curriculum([Stage("first", 0.25), Stage("second", 1.0)])
+    assert [curriculum.at(p).name for p in (0.0, 0.2499, 0.25, 0.9, 1.0)] == ["first", "first", *["second"] * 3]
+
+
+def test_temperature_falls_exponentially_within_its_stage():
+    curriculum = Curriculum([Stage("first", 0.5, temperature=3.0), Stage("second", 1.0, temperature=(2.0, 0.5))])
+    assert curriculum.temperature(0.3) == pytest.approx(3.0)
+    for progress, expected in ((0.5, 2.0), (0.75, 1.0), (1.0, 0.5)):  # sqrt(2 * 0.5) = 1 in the middle
+        assert curriculum.temperature(progress) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"until": 0.0}, "until"),
+        ({"route": "oracle"}, "route"),
+        ({"execution": "dense"}, "sparse or masked"),
+        ({"budget": (0.9, 0.4)}, "budget"),
+        ({"budget": 1.2}, "budget"),
+        ({"budget": "all"}, "pair of numbers"),
+        ({"budget": (0.1, 0.2, 0.3)}, "pair of numbers"),
+        ({"temperature": 0.0}, "temperature"),
+        ({"units": ("LIDAR_TOP",)}, "units"),
+        ({"units": ()}, "units"),
+        ({"keep": {"sonar": 1.0}}, "keep"),
+        ({"keep": {"lidar": 1.5}}, "keep"),
+        ({"lite_share": -0.1}, "lite_share"),
+    ],
+)
+def test_a_wrong_stage_is_one_line(settings, message):
+    with pytest.raises(ValueError, match=message) as error:
+        Stage(**{"name": "wrong", "until": 1.0, **settings})
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "stages",
+    [
+        [],
+        [Stage("a", 0.5)],
+        [Stage("a", 0.7), Stage("b", 0.3), Stage("c", 1.0)],
+        [Stage("a", 0.5), Stage("a", 1.0)],
+    ],
+)
+def test_a_wrong_list_of_stages_is_refused(stages):
+    with pytest.raises(ValueError, match="expected"):
+        Curriculum(stages)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"trainable": ("lidar", "sonar")}, "sonar"),
+        ({"trainable": ("lid",)}, "lid"),
+        ({"trainable": ()}, "something to train"),
+        ({"losses": {"depht": 1.0}}, "depht"),
+        ({"route": "learned", "budget": (0.05, 1.0)}, "least"),
+    ],
+)
+def test_a_stage_that_does_not_fit_the_model_is_refused(settings, message):
+    curriculum = Curriculum([Stage("wrong", 1.0, **settings)])
+    with pytest.raises(ValueError, match=message):
+        curriculum.check(ToyModel(), ("depth", "budget"), min_budget=0.25)
+
+
+def test_prefixes_end_at_a_dot():
+    stage = Stage("a", 1.0, trainable=("lidar", "head.shared"))
+    assert stage.trains("lidar.full.weight")
+    assert stage.trains("head.shared.0.weight")
+    assert not stage.trains("lidar_other.weight")
+    assert not stage.trains("head.regressions.0.weight")
+
+
+def test_fixed_runs_the_named_units_where_present():
+    present = PRESENT.clone()
+    present[1, LIDAR_UNIT] = False
+    choice = drawn(Stage("a", 1.0, route="fixed", units=("LIDAR", "RADAR")), present)
+    assert (choice[:, :NUM_CAMERAS] == SKIP).all()
+    assert choice[:, LIDAR_UNIT].tolist() == [FULL, SKIP, FULL, FULL]
+    assert (choice[:, RADAR_UNIT] == FULL).all()
+    assert (drawn(Stage("a", 1.0, route="fixed", units=("CAMERAS",)))[:, :NUM_CAMERAS] == FULL).all()
+    assert (drawn(Stage("a", 1.0)) == FULL).all()
+
+
+def test_branches_that_do_not_exist_are_never_drawn():
+    branches = torch.ones(len(UNITS), 3, dtype=torch.bool)
+    branches[LIDAR_UNIT, LITE] = False
+    branches[RADAR_UNIT, FULL] = False
+    choice = drawn(Stage("a", 1.0, lite_share=0.5), PRESENT.repeat(50, 1), branches=branches)
+    assert (choice[:, LIDAR_UNIT] == FULL).all()
+    assert (choice[:, RADAR_UNIT] == LITE).all()
+    assert 0.4 < (choice[:, 0] == LITE).float().mean() < 0.6
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**16), st.floats(0, 1), st.floats(0, 1), st.floats(0, 1))
+def test_random_routes_choose_present_units_and_at_least_one(key, camera, lidar, view):
+    present = torch.rand(16, len(UNITS), generator=keyed_generator("present", key)) < 0.5
+    stage = Stage("a", 1.0, route="random", keep={"camera": camera, "lidar": lidar, "radar": 0.0, "view": view})
+    runs = drawn(stage, present, key) != SKIP
+    assert not (runs & ~present).any()
+    assert torch.equal(runs.any(dim=1), present.any(dim=1))
+
+
+def test_random_routes_keep_sensors_as_often_as_asked():
+    stage = Stage("a", 1.0, route="random", keep={"camera": 0.8, "lidar": 0.6, "view": 0.5}, lite_share=0.25)
+    choice = drawn(stage, PRESENT.repeat(1000, 1))
+    shares = (choice != SKIP).float().mean(dim=0)
+    tolerance = 4 * 0.5 / math.sqrt(len(choice))
+    assert shares[LIDAR_UNIT] == pytest.approx(0.6, abs=tolerance)
+    assert shares[0] == pytest.approx(0.4, abs=tolerance)
+    assert shares[RADAR_UNIT] == 1.0
+    assert (choice[:, RADAR_UNIT] == LITE).float().mean() == pytest.approx(0.25, abs=tolerance)
+
+
+def test_budgets_lie_in_their_range_and_depend_on_the_key_alone():
+    stage = Stage("a", 1.0, route="learned", budget=("least", 0.9))
+    budgets = stage.budget_of(500, 0.3, keyed_generator(7, "stage", 3, 0))
+    torch.manual_seed(123)
+    torch.rand(10)
+    assert torch.equal(budgets, stage.budget_of(500, 0.3, keyed_generator(7, "stage", 3, 0)))
+    assert not torch.equal(budgets, stage.budget_of(500, 0.3, keyed_generator(7, "stage", 4, 0)))
+    assert not torch.equal(budgets, stage.budget_of(500, 0.3, keyed_generator(7, "stage", 3, 1)))
+    assert budgets.min() >= 0.3
+    assert budgets.max() <= 0.9
+    assert budgets.mean() == pytest.approx(0.6, abs=0.05)
+
+
+def test_keyed_randomness_leaves_the_global_generator_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    with keyed_randomness(torch.device("cpu"), 1, 2):
+        inside = torch.rand(3)
+    assert torch.equal(torch.rand(3), expected)
+    with keyed_randomness(torch.device("cpu"), 1, 2):
+        assert torch.equal(torch.rand(3), inside)

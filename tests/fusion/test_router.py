@@ -26,6 +26,13 @@ def test_an_untrained_router_is_open(router):
     assert (torch.cat(drawn) != SKIP).float().mean().item() == pytest.approx(0.85, abs=0.05)
 
 
+def test_an_untrained_router_saves_by_lite_branches_first(router):
+    """All lite and the rest off costs (2 + 6 / 4 + 1 + 0.1) / 12.5 = 0.368: no need to skip anything above it."""
+    for budget in (0.37, 0.6, 0.9):
+        assert (router.eval()(toy_glance(2), TABLE, budget).choice != SKIP).all()
+    assert (router(toy_glance(2), TABLE, 0.25).choice == SKIP).any()
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_absent_units_and_missing_branches_are_never_chosen(router, training):
     available = torch.rand(16, len(UNITS), generator=torch.Generator().manual_seed(5)) < 0.5

@@ -1,6 +1,6 @@
 """Who and what stands where: traffic on lanes, parked rows, building sites, people and things on the pavements."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -108,20 +108,7 @@ class Population:
             s += 3.0 + self._gap(3.0, 50.0)
 
     def _add_at(self, actor: Actor, s_m: float) -> None:
-        old = actor.motion
-        motion = Motion(old.road, s_m, old.d_m, old.direction, old.pace, old.turn_rad, old.z_m)
-        self.actors.append(
-            Actor(
-                actor.name,
-                actor.category,
-                actor.stance,
-                actor.size_lwh_m,
-                motion,
-                actor.body,
-                actor.colours,
-                actor.reflectivity,
-            )
-        )
+        self.actors.append(replace(actor, motion=replace(actor.motion, s_m=s_m)))
 
     def _lane_pace(self, direction: int, slow: bool) -> Pace:
         rng = self.rng

@@ -19,7 +19,7 @@ CONFIG = TownConfig(samples_per_scene=4)
 
 @pytest.fixture(scope="module")
 def worlds():
-    return [build_world(CONFIG, SceneKey("train", index)) for index in range(4)]
+    return [build_world(CONFIG, SceneKey("train", index)) for index in range(3)]
 
 
 def test_conditions_are_dealt_by_quota():
@@ -49,12 +49,12 @@ def test_sizes_follow_the_published_means():
 
 
 def test_colours_and_reflectivity_do_not_tell_the_class():
-    """Means of 120 instances per class differ by less than four standard errors from the common mean."""
+    """Means of 60 instances per class differ by less than four standard errors from the common mean."""
     rng = np.random.default_rng(2)
     motion = Motion(Road((-10.0, 10.0), 0.0), 0.0, 0.0)
     values = {}
     for name in DETECTION_NAMES:
-        actors = [make_actor(name, "", motion, rng) for _ in range(120)]
+        actors = [make_actor(name, "", motion, rng) for _ in range(60)]
         values[name] = np.array([[*actor.colours.ravel(), *actor.reflectivity] for actor in actors])
     everything = np.concatenate(list(values.values()))
     for name in DETECTION_NAMES:

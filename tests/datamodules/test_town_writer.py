@@ -1,6 +1,7 @@
 """Same seed, same bytes: with any number of workers, and after any interruption."""
 
 import hashlib
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,7 +48,7 @@ class _Killed(BaseException):
     """Not an Exception: nothing may catch it on the way."""
 
 
-@pytest.mark.parametrize("survived", [0, 1, 3])
+@pytest.mark.parametrize("survived", [1, 3])
 def test_interrupted_and_resumed_is_the_same(reference, tmp_path, survived):
     def stop(done, total):
         if done == survived:
@@ -66,7 +67,7 @@ def test_interrupted_and_resumed_is_the_same(reference, tmp_path, survived):
 
 def test_a_damaged_file_is_made_again(reference, tmp_path):
     root = tmp_path / "town"
-    write_town(root, SMALL)
+    shutil.copytree(reference, root)
     victim = next((root / "samples" / "LIDAR_TOP").iterdir())
     victim.write_bytes(victim.read_bytes()[:100])
     next((root / "sweeps" / "RADAR_FRONT").iterdir()).unlink()

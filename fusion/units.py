@@ -98,7 +98,8 @@ class PointBranches(nn.Module):
     Args:
         full: takes every point.
         lite: takes the points of the newest sweep; None: there is no lite branch.
-        num_points: of a typical sample with all sweeps; what prices are based on.
+        num_points: of a rich sample with all sweeps; what prices are based on, so that they bound the real cost of
+            every sample with no more points.
         num_points_lite: the same for the newest sweep.
         newest_s: a point belongs to the newest sweep when it is at most this much older than the sample's newest one.
             For a set of radars, which do not measure at the same time, about one period.
@@ -131,7 +132,7 @@ class PointBranches(nn.Module):
         return {FULL: self.full} if self.lite is None else {LITE: self.lite, FULL: self.full}
 
     def gflops(self) -> dict[str, float]:
-        """GFLOPs of one typical sample by branch name."""
+        """GFLOPs of one sample with ``num_points`` points by branch name."""
         return {BRANCHES[branch]: self.gflops_of(branch, self.num_points[branch]) for branch in self.encoders()}
 
     def gflops_of(self, branch: int, num_points: int) -> float:

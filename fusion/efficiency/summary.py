@@ -18,7 +18,7 @@ class SummaryRow:
         unit: name of a unit, ``CAMERA`` for each of the six views, or ``always``.
         part: branch of the unit, or name of the always-on part.
         num_parameters: of the modules that run. The branches of a view share theirs.
-        gflops: of one sample (one view for a camera), for a typical number of points; 1 MAC = 2 FLOPs.
+        gflops: of one sample (one view for a camera), for the nominal number of points; 1 MAC = 2 FLOPs.
         share: of the cost with everything on, i.e. what it takes from the budget.
     """
 

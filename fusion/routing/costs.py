@@ -18,7 +18,7 @@ ALWAYS = "always"
 class Prices:
     """GFLOPs of one row of everything that may run, for the sizes the model was built for.
 
-    A price does not depend on the sample: point encoders are priced at their nominal number of points, so that a
+    A price does not depend on the sample: point encoders are priced at a nominal number of points, so that a
     route has its cost before anything runs. What points really arrived is in the ExecutionTrace.
 
     Attributes:

@@ -111,7 +111,7 @@ def load_model(path: Path, model: nn.Module, average: bool = True) -> None:
     model.load_state_dict(weights)
 
 
-def require_same_model(weights: Mapping[str, Tensor], model: nn.Module, path: Path) -> None:
+def require_same_model(weights: Mapping[str, Tensor], model: nn.Module, path: Path | str) -> None:
     """That names and shapes are those of the model.
 
     Raises:

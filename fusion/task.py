@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.batch import Batch
+from fusion.checkpoint import model_weights, require_same_model
 from fusion.draws import keyed_generator, keyed_randomness
 from fusion.heads.decode import DecodeOptions, decode
 from fusion.heads.losses import LOSS_WEIGHTS, center_loss
@@ -88,6 +89,14 @@ class FusionTask(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint["hyper_parameters"] = self.run_config
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        """Before a run is resumed.
+
+        Raises:
+            ValueError: the checkpoint belongs to another model.
+        """
+        require_same_model(model_weights(checkpoint, average=False), self.model, self.trainer.ckpt_path)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Enter the stage that progress has reached.

@@ -8,7 +8,10 @@ import pytest
 import torch
 
 from fusion.checkpoint import read_checkpoint
-from tests.fusion.train_toy import EPOCHS, train
+from fusion.trainer import build_trainer
+from tests.datamodules.small_set import write_small_set
+from tests.fusion.toy_data import ToyData
+from tests.fusion.train_toy import EPOCHS, toy_task, train
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +64,26 @@ def test_resumed_equals_uninterrupted(whole, tmp_path, step, hook, stage, saved)
     for part in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch"):
         assert_equal(found[part], expected[part], part)
     assert_equal(found["callbacks"]["WeightAverage"], expected["callbacks"]["WeightAverage"])
+
+
+def test_resumed_with_faults_augmentation_and_workers_equals_uninterrupted(tmp_path):
+    """The real reading: order, augmentation and faults go on at the batch after the last one that was trained."""
+    root = write_small_set(tmp_path / "set")
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    train(whole, data_root=root, max_epochs=2)
+    killed(stopped, data_root=root, max_epochs=2, kill_at=11, num_workers=2)
+    assert (stopped / "train.csv").read_text().splitlines()[-1].startswith("8,1,")
+    train(stopped, data_root=root, max_epochs=2, resume=True, num_workers=2)
+    for name in ("train.csv", "validation.csv"):
+        assert (stopped / name).read_text() == (whole / name).read_text()
+
+
+def test_a_checkpoint_of_another_model_is_not_resumed(whole, tmp_path):
+    task = toy_task()
+    task.model.extra = torch.nn.Linear(2, 2)
+    trainer = build_trainer(tmp_path, max_epochs=1, accelerator="cpu")
+    with pytest.raises(ValueError, match=r"extra.bias \['absent'\] instead of \[2\]"):
+        trainer.fit(task, datamodule=ToyData(), ckpt_path=whole / "checkpoints" / "last.ckpt")
 
 
 def test_resuming_a_finished_run_changes_nothing(whole):

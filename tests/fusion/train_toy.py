@@ -8,6 +8,10 @@ from pathlib import Path
 import pytorch_lightning as pl
 import torch
 
+from datamodules.augment import BevAugmentation, ImageAugmentation
+from datamodules.datamodule import NuScenesDataModule
+from datamodules.inject import FaultInjector, FaultRule, SubsetDropout
+from datamodules.schedules import Ramp
 from fusion.optim import OptimizerSettings
 from fusion.stages import Stage
 from fusion.task import FusionTask
@@ -41,15 +45,41 @@ def toy_task() -> FusionTask:
     return FusionTask(ToyModel(), STAGES, LEARNING, seed=11)
 
 
+def faulty_data(root: Path, num_workers: int) -> NuScenesDataModule:
+    """Six batches an epoch as a real run has them: augmented, with faults that grow more frequent."""
+    rules = [
+        SubsetDropout(Ramp(0.1, 0.6)),
+        FaultRule("lidar_beam_drop", probability=0.5),
+        FaultRule("camera_dark", probability=Ramp(0.0, 1.0), each="channel"),
+    ]
+    return NuScenesDataModule(
+        root,
+        "v1.0-small",
+        "small_train",
+        "small_val",
+        image_size_px=(32, 64),
+        lidar_sweeps=2,
+        radar_sweeps=2,
+        batch_size=1,
+        num_workers=num_workers,
+        seed=5,
+        total_epochs=EPOCHS,
+        injector=FaultInjector(rules, seed=7),
+        image_augmentation=ImageAugmentation(),
+        bev_augmentation=BevAugmentation(),
+    )
+
+
 def train(
     folder: Path,
     kill_at: int | None = None,
     kill_in: str = "on_train_batch_end",
     resume: bool = False,
     num_workers: int = 0,
+    data_root: Path | None = None,
     **lightning,
 ) -> pl.Trainer:
-    """Train, or go on from the last checkpoint in ``folder``."""
+    """Train on random batches, or on the small set in ``data_root``; or go on from the last checkpoint in ``folder``."""
     task = toy_task()
     if resume:
         torch.manual_seed(999)  # nothing may depend on what was drawn before
@@ -64,7 +94,8 @@ def train(
         **options,
     )
     checkpoint = folder / "checkpoints" / "last.ckpt" if resume else None
-    trainer.fit(task, datamodule=ToyData(BATCHES, num_workers=num_workers), ckpt_path=checkpoint)
+    data = ToyData(BATCHES, num_workers=num_workers) if data_root is None else faulty_data(data_root, num_workers)
+    trainer.fit(task, datamodule=data, ckpt_path=checkpoint)
     return trainer
 
 

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import tempfile
+import zipfile
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -62,7 +63,7 @@ def load_frame(path: Path) -> Frame:
     try:
         with np.load(path, allow_pickle=False) as stored:
             arrays = dict(stored)
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"expected a kept frame in {path}, got a broken file ({error}); evaluate again") from None
     facts = json.loads(arrays["facts"].tobytes())
     boxes = {field.name: arrays.get(f"boxes/{field.name}") for field in fields(Boxes)}

@@ -121,8 +121,8 @@ def _variant(title: str, frame: Frame, found: tuple[Found, float] | None) -> dic
     num_labels = 0 if frame.boxes is None else int((frame.boxes.num_points != 0).sum())
     return {
         "title": title,
-        "views": _inlined(views_picture(frame, detections, branches, width_px=1200)),
-        "bev": _inlined(bev_picture(frame, detections, size_px=560)),
+        "views": _inlined(views_picture(frame, detections, branches)),
+        "bev": _inlined(bev_picture(frame, detections, size_px=640)),
         "gflops": None if found is None else found[0].gflops,
         "branches": None if branches is None else [branches[unit] for unit in branches],
         "num_labels": num_labels,
@@ -147,7 +147,7 @@ def write_overview_picture(run_dir: Path, picture: Path, sample: int = 0) -> Pat
         sample: which of the gallery's samples, in order of time.
 
     Raises:
-        ValueError: the run is not on a synthetic town (pictures of nuScenes are not ours to publish), or has no gallery.
+        ValueError: the run is not on a synthetic town (nuScenes is not ours to publish), or has no gallery.
     """
     run = read_run(Path(run_dir))
     if not run.is_town:

@@ -59,15 +59,15 @@ def bev_picture(
 
 
 def views_picture(
-    frame: Frame, detections: Boxes | None, branches: Mapping[str, str] | None = None, width_px: int = 1440
+    frame: Frame, detections: Boxes | None, branches: Mapping[str, str] | None = None, width_px: int = 960
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Three views ahead over three views back. ``branches`` (by unit) says what the model computed of each."""
-    height_px = round(width_px / 3 * _aspect(frame)) * 2
-    figure = _figure(width_px, height_px)
-    for place, channel in enumerate(VIEW_ORDER):
-        row, column = divmod(place, 3)
-        axes = _tile(figure, column / 3, (1 - row) / 2, 1 / 3, 1 / 2)
-        draw_view(axes, frame, channel, detections, None if branches is None else branches.get(channel))
+    """The six views: those ahead in the left column, those back in the right one.
+
+    Args:
+        branches: what the model computed of each view (``skip``, ``lite``, ``full``), by unit.
+    """
+    figure = _figure(width_px, round(width_px / 2 * _aspect(frame)) * 3)
+    _draw_views(figure, frame, detections, branches, share=1.0)
     return _pixels(figure)
 
 
@@ -76,15 +76,22 @@ def overview_picture(
 ) -> UInt8[np.ndarray, "900 1600 3"]:
     """The picture of the README: six views in two columns beside the bird's-eye view, 1600 x 900."""
     figure = _figure(1600, 900)
-    for place, channel in enumerate(VIEW_ORDER):
-        column, row = divmod(place, 3)
-        axes = _tile(figure, column / 4, 1 - (row + 1) / 3, 1 / 4, 1 / 3)
-        draw_view(axes, frame, channel, detections, None if branches is None else branches.get(channel), fill=True)
+    _draw_views(figure, frame, detections, branches, share=0.5)
     axes = figure.add_axes((0.5, 0, 0.5, 1))
     draw_bev(axes, frame, detections, 52.0, aspect=800 / 900)
     if title:
         axes.text(0.03, 0.965, title, transform=axes.transAxes, color="white", fontsize=15, weight="bold", va="center")
     return _pixels(figure)
+
+
+def _draw_views(
+    figure: Figure, frame: Frame, detections: Boxes | None, branches: Mapping[str, str] | None, share: float
+) -> None:
+    """Six tiles, two columns of three, on the left ``share`` of the figure."""
+    for place, channel in enumerate(VIEW_ORDER):
+        column, row = divmod(place, 3)
+        axes = _tile(figure, column * share / 2, 1 - (row + 1) / 3, share / 2, 1 / 3)
+        draw_view(axes, frame, channel, detections, None if branches is None else branches.get(channel))
 
 
 def draw_bev(axes: Axes, frame: Frame, detections: Boxes | None, half_m: float, aspect: float = 1.0) -> None:
@@ -156,13 +163,13 @@ def _draw_key(axes: Axes, frame: Frame) -> None:
         ("detection, in its class's colour", CLASS_COLOURS["car"]),
         ("radar, 0.5 s of motion", RADAR_COLOUR),
     ]
-    corner = Polygon([(0, 0), (0.33, 0), (0.33, 0.105), (0, 0.105)], transform=axes.transAxes, zorder=6.5)
+    corner = Polygon([(0, 0), (0.4, 0), (0.4, 0.125), (0, 0.125)], transform=axes.transAxes, zorder=6.5)
     corner.set(facecolor=BACKGROUND, alpha=0.8, edgecolor="none")
     axes.add_patch(corner)
     for row, (text, colour) in enumerate(reversed(entries)):
-        height = 0.025 + 0.028 * row
-        axes.text(0.022, height, "■", transform=axes.transAxes, color=colour, fontsize=8, va="center", zorder=7)
-        axes.text(0.045, height, text, transform=axes.transAxes, color="#c8d1dc", fontsize=8, va="center", zorder=7)
+        height = 0.03 + 0.033 * row
+        axes.text(0.022, height, "■", transform=axes.transAxes, color=colour, fontsize=10, va="center", zorder=7)
+        axes.text(0.05, height, text, transform=axes.transAxes, color="#c8d1dc", fontsize=10, va="center", zorder=7)
     lost = [] if frame.present(LIDAR) else ["no LiDAR"]
     lost += [] if frame.radars else ["no radar"]
     if lost:
@@ -170,9 +177,7 @@ def _draw_key(axes: Axes, frame: Frame) -> None:
         axes.text(0.975, 0.97, ", ".join(lost), color=RADAR_COLOUR, fontsize=10, weight="bold", **place)
 
 
-def draw_view(
-    axes: Axes, frame: Frame, channel: str, detections: Boxes | None, branch: str | None = None, fill: bool = False
-) -> None:
+def draw_view(axes: Axes, frame: Frame, channel: str, detections: Boxes | None, branch: str | None = None) -> None:
     """One camera with projected boxes; a lost camera is an empty tile, a view that was not computed is dimmed."""
     axes.set_facecolor(BACKGROUND)
     axes.axis("off")
@@ -182,29 +187,32 @@ def draw_view(
         axes.add_patch(Polygon([(0, 0), (1, 0), (1, 1), (0, 1)], color=BACKGROUND, transform=axes.transAxes))
         axes.text(0.5, 0.5, "camera lost", transform=axes.transAxes, color=PALE, ha="center", va="center", fontsize=11)
     else:
-        _draw_image(axes, frame, image, detections, is_dimmed=branch == "skip", fill=fill)
+        _draw_image(axes, frame, image, detections, is_dimmed=branch == "skip")
     text = name if branch is None or image is None else f"{name} · {'not computed' if branch == 'skip' else branch}"
     box = {"facecolor": BACKGROUND, "alpha": 0.72, "edgecolor": "none", "boxstyle": "round,pad=0.35"}
-    axes.text(0.025, 0.95, text, transform=axes.transAxes, color="white", fontsize=8.5, va="top", bbox=box, zorder=9)
+    axes.text(0.025, 0.95, text, transform=axes.transAxes, color="white", fontsize=11, va="top", bbox=box, zorder=9)
 
 
-def _draw_image(
-    axes: Axes, frame: Frame, image: CameraImage, detections: Boxes | None, is_dimmed: bool, fill: bool
-) -> None:
+def _draw_image(axes: Axes, frame: Frame, image: CameraImage, detections: Boxes | None, is_dimmed: bool) -> None:
     height, width = image.pixels.shape[:2]
     pixels = (image.pixels * 0.35).astype(np.uint8) if is_dimmed else image.pixels
-    axes.imshow(pixels, interpolation="lanczos", aspect="auto", zorder=0)
-    axes.set_xlim(-0.5, width - 0.5)
-    axes.set_ylim(height - 0.5, -0.5)
-    if fill:
-        _cover(axes, width, height)
+    axes.imshow(pixels, interpolation="bicubic", aspect="auto", zorder=0)
+    _cover(axes, width, height)
     if frame.boxes is not None:
-        for box in _wireframes(frame.boxes.select(frame.boxes.num_points != 0), image):
-            axes.add_collection(LineCollection(box, colors=[to_rgba(LABEL_COLOUR, 0.6)], linewidths=0.7, zorder=2))
+        labels = frame.boxes.select(frame.boxes.num_points != 0)
+        _draw_wireframes(axes, labels, image, [to_rgba(LABEL_COLOUR, 0.6)] * len(labels), 0.7)
     if detections is not None:
         shown = _shown(detections)
-        for lines, colour in zip(_wireframes(shown, image), _class_colours(shown), strict=True):
-            axes.add_collection(LineCollection(lines, colors=[colour], linewidths=1.3, zorder=3))
+        _draw_wireframes(axes, shown, image, _class_colours(shown), 1.3)
+
+
+def _draw_wireframes(axes: Axes, boxes: Boxes, image: CameraImage, colours: list, width: float) -> None:
+    """All boxes as one collection: matplotlib is slow in the number of collections."""
+    wireframes = _wireframes(boxes, image)
+    if not wireframes:
+        return
+    repeated = [colour for lines, colour in zip(wireframes, colours, strict=True) for _ in lines]
+    axes.add_collection(LineCollection(np.concatenate(wireframes), colors=repeated, linewidths=width), autolim=False)
 
 
 def _cover(axes: Axes, width: int, height: int) -> None:
@@ -215,8 +223,10 @@ def _cover(axes: Axes, width: int, height: int) -> None:
     if tile < width / height:
         half = height * tile / 2
         axes.set_xlim(width / 2 - half, width / 2 + half)
+        axes.set_ylim(height - 0.5, -0.5)
     else:
         half = width / tile / 2
+        axes.set_xlim(-0.5, width - 0.5)
         axes.set_ylim(height / 2 + half, height / 2 - half)
 
 

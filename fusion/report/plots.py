@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-_WIDTH, _HEIGHT = 720, 300
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 150, 14, 40
+_WIDTH, _HEIGHT = 720.0, 300.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52.0, 150.0, 22.0, 40.0
 
 
 @dataclass(frozen=True)
@@ -41,27 +41,35 @@ def quality_plot(lines: list[dict]) -> Markup:
     """NDS over executed GFLOPs, one line per scenario, one point per budget; clean data stand out."""
     gflops = [point[0] for line in lines for point in line["points"]]
     nds = [point[1] for line in lines for point in line["points"]]
-    x = Axis(0, max(gflops) * 1.05 or 1, _LEFT, _WIDTH - _RIGHT)
-    y = Axis(0, max(max(nds) * 1.1, 0.05), _HEIGHT - _BOTTOM, _TOP)
+    x = Axis(0.0, max(gflops) * 1.05 or 1.0, _LEFT, _WIDTH - _RIGHT)
+    y = Axis(0.0, max(max(nds) * 1.1, 0.05), _HEIGHT - _BOTTOM, _TOP)
     parts = [
-        f'<svg class="plot" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="NDS over executed GFLOPs">',
+        f'<svg class="plot" viewBox="0 0 {_WIDTH:g} {_HEIGHT:g}" role="img" aria-label="NDS over executed GFLOPs">',
         *_frame(x, y),
     ]
-    taken: list[float] = []
+    named = _named(lines, y)
     for line in reversed(lines):
-        css = "line clean" if line["is_clean"] else "line"
         path = " ".join(f"{x.px(g):.1f},{y.px(n):.1f}" for g, n, _ in line["points"])
-        parts.append(f'<g class="{css}"><polyline points="{path}"/>')
+        parts.append(f'<g class="line{" clean" if line["is_clean"] else ""}"><polyline points="{path}"/>')
         for g, n, budget in line["points"]:
             text = escape(f"{line['title']}, budget {budget:g}: NDS {n:.3f}, {g:.1f} GFLOPs")
             parts.append(f'<circle cx="{x.px(g):.1f}" cy="{y.px(n):.1f}" r="4"><title>{text}</title></circle>')
-        last = line["points"][-1]
-        height = y.px(last[1]) + 4
-        if line["is_clean"] or all(abs(height - other) > 13 for other in taken):
-            taken.append(height)
-            parts.append(f'<text x="{x.px(last[0]) + 10:.1f}" y="{height:.1f}">{escape(line["title"])}</text>')
+        if line["title"] in named:
+            g, n, _ = line["points"][-1]
+            parts.append(f'<text x="{x.px(g) + 10:.1f}" y="{y.px(n) + 4:.1f}">{escape(line["title"])}</text>')
         parts.append("</g>")
     return Markup("".join([*parts, "</svg>"]))
+
+
+def _named(lines: list[dict], y: Axis) -> set[str]:
+    """Titles that find a place beside their last point, none over another; earlier lines first."""
+    taken, named = [], set()
+    for line in lines:
+        height = y.px(line["points"][-1][1])
+        if all(abs(height - other) > 13 for other in taken):
+            taken.append(height)
+            named.add(line["title"])
+    return named
 
 
 def _frame(x: Axis, y: Axis) -> list[str]:

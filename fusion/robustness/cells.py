@@ -60,8 +60,9 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """What makes two cells the same one; the name is not part of it."""
-        return json.dumps([self.run, self.steps, self.seed if self.steps else 0, self.budget])
+        """What makes two cells the same one."""
+        scenario = [self.scenario, self.steps, self.seed] if self.steps else CLEAN
+        return json.dumps([self.run, scenario, self.budget])
 
     @property
     def is_clean(self) -> bool:

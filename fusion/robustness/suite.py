@@ -92,7 +92,7 @@ def run_scenarios(
     for index, (scenario, budget) in enumerate(planned):
         cell = suite.blank_cell(scenario, budget)
         if cell.key in done:
-            cell, num_skipped = replace(done[cell.key], scenario=scenario.name), num_skipped + 1
+            cell, num_skipped = done[cell.key], num_skipped + 1
         else:
             cell = _warned(suite.run_cell(scenario, cell, _shifted(progress, index, len(planned))), clean_inputs)
             append_cell(run.robustness, cell)

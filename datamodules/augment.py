@@ -4,6 +4,7 @@ Draws are keyed by (seed, epoch, token) through a hash: no global random state, 
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import cv2
@@ -74,7 +75,7 @@ class ImageAugmentation:
         mirror_probability: of exchanging left and right (the geometry stays right: it is in the matrix).
     """
 
-    zoom: tuple[float, float] = (1.0, 1.1)
+    zoom: Sequence[float] = (1.0, 1.1)
     lift: float = 0.1
     mirror_probability: float = 0.0
 
@@ -120,7 +121,7 @@ class BevAugmentation:
     """
 
     yaw_rad: float = 0.3927
-    scale: tuple[float, float] = (0.95, 1.05)
+    scale: Sequence[float] = (0.95, 1.05)
     flip_x_probability: float = 0.5
     flip_y_probability: float = 0.5
 

@@ -48,10 +48,14 @@ def train(config, run_dir: Path, resume: bool = False) -> RunDirectory:
     config.run_dir = str(run_dir)
     pl.seed_everything(config.seed, verbose=False)
     data = instantiate(config.data)
-    data.check()
+    # A wrong root, version or split is found out before anything is written.
+    data.prepare_data()
+    for split in (data.train_split, data.val_split):
+        data.frames(split)
     model = instantiate(config.model)
     plain = OmegaConf.to_container(config, resolve=True)
-    task = instantiate(config.stages, _partial_=True)(model=model, seed=config.seed, config=plain)
+    task = instantiate(config.stages, _partial_=True)(model=model, seed=config.seed)
+    task.run_config = plain
     trainer = instantiate(config.trainer, _partial_=True)
     if resume:
         directory = RunDirectory.existing(run_dir)

@@ -79,7 +79,7 @@ def train(
     data_root: Path | None = None,
     **lightning,
 ) -> pl.Trainer:
-    """Train on random batches, or on the small set in ``data_root``; or go on from the last checkpoint in ``folder``."""
+    """Train on random batches, or on the small set in ``data_root``; or go on from a checkpoint in ``folder``."""
     task = toy_task()
     if resume:
         torch.manual_seed(999)  # nothing may depend on what was drawn before

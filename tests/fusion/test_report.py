@@ -172,7 +172,7 @@ def test_the_page_says_what_the_files_say(page):
         assert words in text
     assert "alert(1)" in text
     assert "<script>alert" not in page
-    assert "note: '&lt;b&gt;'" in page
+    assert "note: &#39;&lt;b&gt;&#39;" in page
 
 
 def test_pictures_are_whole(page):

@@ -7,9 +7,10 @@ import shutil
 import numpy as np
 import pytest
 
+from datamodules.nuscenes import NuScenesFrames
 from fusion.scoring.devkit import Scorer, silenced
 from fusion.scoring.metrics import TP_ERRORS, Metrics, write_metrics
-from fusion.scoring.submission import SubmissionMeta, write_submission
+from fusion.scoring.submission import SubmissionMeta, labels_as_detections, write_submission
 from sensors.boxes import DETECTION_FROM_CATEGORY, DETECTION_NAMES, Boxes
 from tests.fusion.detections import boxes_at, noisy_detections
 
@@ -141,3 +142,19 @@ def test_metrics_file_round_trip(real, real_labels, tmp_path):
     assert content["split"] == "mini_val"
     assert content["metrics"]["class_tp_errors"]["traffic_cone"]["vel_err"] is None
     assert Metrics.from_json(content["metrics"]) == metrics
+
+
+def test_town_labels_read_back_score_one_and_equal_the_devkit(tiny_town, tmp_path):
+    """Through reading: tables -> ego frame -> global frame -> metric."""
+    scorer = Scorer(tiny_town, "v1.0-town", "town_train")
+    frames = NuScenesFrames(tiny_town, "v1.0-town", "town_train", cameras=False)
+    labels = labels_as_detections(frames[i] for i in range(len(frames)))
+    metrics = scorer.score(labels)
+    assert metrics.num_detections == metrics.num_labels
+    assert metrics.mean_ap_of_labelled == pytest.approx(1)
+    present = [name for name, num in metrics.num_labels.items() if num]
+    assert metrics.mean_ap == pytest.approx(len(present) / 10)
+    for error in ("trans_err", "orient_err", "scale_err", "attr_err"):
+        assert metrics.class_tp_errors["car"][error] == pytest.approx(0, abs=1e-3)
+    detections = noisy_detections(labels, np.random.default_rng(3))
+    assert_official(scorer.score(detections), official_summary(scorer, detections, "town_train", tmp_path))

@@ -28,7 +28,6 @@ from datamodules.columns import (
 from datamodules.tables import TABLES, TokenRows, read_columns
 from sensors.boxes import ATTRIBUTE_NAMES, DETECTION_FROM_CATEGORY, DETECTION_NAMES, NO_ATTRIBUTE
 from sensors.rig import CHANNELS
-from sensors.transforms import rotation_of_quaternion
 
 _FORMAT = 1
 _MAX_TIME_DIFF_S = 1.5
@@ -185,7 +184,6 @@ def _annotations(
     label_of_category = np.array([_label_of(bytes(name).decode()) for name in categories["name"]] + [-1], np.int8)
     attribute_of_row = [_attribute_of(bytes(name).decode()) for name in attributes["name"]]
     visibility = np.array([int(level) if level.isdigit() else 0 for level in table["visibility_token"]], np.int8)
-    axes = [rotation_of_quaternion(quaternion)[:, 0] for quaternion in table["rotation"]]
     order = np.argsort(sample, kind="stable")
     columns = AnnotationColumns(
         token=table["token"][order],
@@ -193,7 +191,7 @@ def _annotations(
         label=label_of_category[category[instance[order]] if len(instance) else instance],
         center_m=table["translation"][order],
         size_lwh_m=table["size"][order][:, [1, 0, 2]],
-        heading=np.array(axes, np.float64).reshape(-1, 3)[order],
+        heading=_headings(table["rotation"])[order],
         velocity_mps=_velocities(table, samples["timestamp_us"][sample])[order],
         attribute=np.array([*attribute_of_row, NO_ATTRIBUTE], np.int8)[attribute[order]],
         num_lidar=table["num_lidar_pts"][order].astype(np.int32),
@@ -201,6 +199,17 @@ def _annotations(
         visibility=visibility[order],
     )
     return columns, sample[order]
+
+
+def _headings(wxyz: Float64[np.ndarray, "a 4"]) -> Float64[np.ndarray, "a 3"]:
+    """The x axis turned by each quaternion: the first column of its rotation matrix."""
+    length = np.linalg.norm(wxyz, axis=1)
+    if (length < 1e-9).any():
+        raise ValueError(
+            f"expected a rotation of non-zero length in sample_annotation.json, record {np.argmin(length)} has zeros"
+        )
+    w, x, y, z = (wxyz / length[:, None]).T
+    return np.stack([1 - 2 * (y * y + z * z), 2 * (x * y + w * z), 2 * (x * z - w * y)], axis=1)
 
 
 def _label_of(category: str) -> int:

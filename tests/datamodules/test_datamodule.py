@@ -42,12 +42,11 @@ def test_three_epochs_do_not_depend_on_workers(small_set, num_workers):
     assert [len(epoch) for epoch in epochs] == [len(loader)] * 3 == [4] * 3
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize("consumed", [0, 1, 3, 4])
+@pytest.mark.parametrize(("num_workers", "consumed"), [(0, 0), (0, 1), (2, 3), (0, 4)])
 def test_own_loops_resume_by_position(small_set, num_workers, consumed):
-    reference = module(small_set).train_dataloader()
+    reference = module(small_set, image_size_px=None).train_dataloader()
     batches = [fingerprint(batch) for _ in range(3) for batch in reference]
-    resumed = module(small_set, num_workers=num_workers)
+    resumed = module(small_set, image_size_px=None, num_workers=num_workers)
     resumed.set_resume_position(1, consumed)
     loader = resumed.train_dataloader()
     rest = [fingerprint(batch) for _ in range(2 if consumed < 4 else 1) for batch in loader]
@@ -118,7 +117,12 @@ def fit(root, folder, num_workers, callbacks=(), checkpoint=None, **options):
         enable_model_summary=False,
     )
     with contextlib.suppress(Killed):
-        trainer.fit(task, datamodule=module(root, num_workers=num_workers), ckpt_path=checkpoint, weights_only=False)
+        trainer.fit(
+            task,
+            datamodule=module(root, image_size_px=None, num_workers=num_workers),
+            ckpt_path=checkpoint,
+            weights_only=False,
+        )
     return task.seen
 
 
@@ -129,7 +133,7 @@ def uninterrupted(small_set, tmp_path_factory):
 
 @pytest.mark.filterwarnings("ignore:The 'train_dataloader':UserWarning", "ignore::UserWarning")
 @pytest.mark.parametrize(
-    ("saved_at", "killed_at", "num_workers"), [(1, 2, 0), (3, 3, 2), (4, 5, 0), (6, 7, 2), (8, 8, 2), (11, 11, 0)]
+    ("saved_at", "killed_at", "num_workers"), [(1, 2, 0), (4, 5, 0), (6, 7, 2), (8, 8, 0), (11, 11, 0)]
 )
 def test_a_killed_fit_goes_on_where_its_checkpoint_stands(
     small_set, tmp_path, uninterrupted, saved_at, killed_at, num_workers

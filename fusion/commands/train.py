@@ -8,6 +8,7 @@ trainer.devices=4 trainer.precision=bf16-mixed. The run directory holds the conf
 resume=RUN goes on with a run that stopped, exactly where its last checkpoint was written.
 """
 
+import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +32,9 @@ def run(arguments: list[str]) -> int:
         train(load_config(directory.path, overrides, options.allow), directory.path, resume=True)
     else:
         config = compose(overrides)
-        train(config, Path(config.run_dir or time.strftime("runs/%Y%m%d-%H%M%S")))
+        # The environment hands the name down to the processes of the other ranks, which start a moment later.
+        default = os.environ.setdefault("DYNFUSION_RUN_DIR", time.strftime("runs/%Y%m%d-%H%M%S"))
+        train(config, Path(config.run_dir or default))
     return 0
 
 
@@ -43,6 +46,7 @@ def train(config, run_dir: Path, resume: bool = False) -> RunDirectory:
     """
     import pytorch_lightning as pl
     from omegaconf import OmegaConf
+    from pytorch_lightning.utilities import rank_zero_only
 
     config = config.copy()
     config.run_dir = str(run_dir)
@@ -61,7 +65,10 @@ def train(config, run_dir: Path, resume: bool = False) -> RunDirectory:
         directory = RunDirectory.existing(run_dir)
         checkpoint = str(directory.require_checkpoint())
     else:
-        directory = RunDirectory.create(run_dir, OmegaConf.to_yaml(config, resolve=True))
+        # Under DDP Lightning starts this command again for every other rank: the first one has made the folder.
+        directory = RunDirectory(run_dir)
+        if rank_zero_only.rank == 0:
+            RunDirectory.create(run_dir, OmegaConf.to_yaml(config, resolve=True))
         checkpoint = None
     trainer(run_dir=run_dir).fit(task, datamodule=data, ckpt_path=checkpoint)
     return directory

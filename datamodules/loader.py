@@ -20,6 +20,9 @@ def start_worker(_: int) -> None:
 
 def sample_loader(samples: PreparedSamples, num_workers: int, **options) -> DataLoader:
     """A loader of batches; ``options`` are the DataLoader's own."""
+    if num_workers:
+        # A forked worker inherits OpenCV's thread pool without its threads, and waits for them for ever.
+        cv2.setNumThreads(1)
     return DataLoader(
         samples,
         num_workers=num_workers,

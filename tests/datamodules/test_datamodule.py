@@ -2,6 +2,7 @@
 
 import contextlib
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -11,6 +12,8 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from datamodules import samplers
 from datamodules.augment import BevAugmentation
 from datamodules.datamodule import NuScenesDataModule
+from datamodules.loader import sample_loader
+from datamodules.prepare import PreparedSamples
 
 
 def module(root, **options):
@@ -161,6 +164,16 @@ def test_a_fit_bounded_by_steps_resumes_too(small_set, tmp_path, uninterrupted):
     fit(small_set, tmp_path, 0, [saver, Kill(7)], **options)
     after = fit(small_set, tmp_path, 0, [], checkpoint=tmp_path / "step=6.ckpt", **options)
     assert after == uninterrupted[6:10]
+
+
+def test_workers_start_after_opencv_used_its_threads(small_set):
+    """Forked with the pool alive, a worker would wait for threads that it does not have."""
+    cv2.setNumThreads(2)
+    cv2.resize(np.zeros((900, 1600, 3), np.uint8), (704, 256), interpolation=cv2.INTER_AREA)
+    data = module(small_set)
+    samples = PreparedSamples(data.frames("small_val"), data.clean_preparation)
+    assert len(list(sample_loader(samples, 2, batch_size=2, timeout=60))) == 2
+    assert cv2.getNumThreads() == 1
 
 
 def test_evaluation_is_in_order_and_without_augmentation(small_set):

@@ -1,5 +1,6 @@
 """The Lightning data module: a nuScenes version, real or synthetic, to batches."""
 
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -70,7 +71,8 @@ class NuScenesDataModule(LightningDataModule):
         self.preparation = Preparation(size_px, stride, range_m, image_augmentation, bev_augmentation, seed)
         self.clean_preparation = Preparation(size_px, point_range_m=range_m)
         self._frames: dict[str, NuScenesFrames] = {}
-        self._training: TrainingLoader | None = None
+        # Weak: in a cycle of the two the workers would be ended late, and by waiting for them to time out.
+        self._training: weakref.ref[TrainingLoader] | None = None
         self._resume: dict[str, int] = {}
 
     def prepare_data(self) -> None:
@@ -97,10 +99,11 @@ class NuScenesDataModule(LightningDataModule):
         weights = class_balanced_weights(frames.class_counts) if self.balance_classes else None
         batches = TrainingBatches(len(frames), self.batch_size, self.seed, self.total_epochs, weights)
         samples = PreparedSamples(frames, self.preparation, self.injector)
-        self._training = TrainingLoader(samples, batches, self.num_workers, self._trainer_position)
+        loader = TrainingLoader(samples, batches, self.num_workers, self._trainer_position)
         if self._resume:
-            self._training.load_state_dict(self._resume)
-        return self._training
+            loader.load_state_dict(self._resume)
+        self._training = weakref.ref(loader)
+        return loader
 
     def val_dataloader(self) -> DataLoader:
         """Clean validation batches."""
@@ -115,19 +118,22 @@ class NuScenesDataModule(LightningDataModule):
 
     def set_resume_position(self, epoch: int, consumed_batches: int) -> None:
         """Start the next training iteration there: for loops of one's own; a fitting trainer's progress decides."""
-        self._resume = {"epoch": epoch, "consumed_batches": consumed_batches}
-        if self._training is not None:
-            self._training.load_state_dict(self._resume)
+        self.load_state_dict({"epoch": epoch, "consumed_batches": consumed_batches})
 
     def state_dict(self) -> dict[str, int]:
         """Epoch and consumed batches, and what makes them meaningful."""
-        return self._training.state_dict() if self._training is not None else dict(self._resume)
+        loader = self._living_loader()
+        return dict(self._resume) if loader is None else loader.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Go on where a checkpoint was written."""
         self._resume = dict(state_dict)
-        if self._training is not None and self._resume:
-            self._training.load_state_dict(self._resume)
+        loader = self._living_loader()
+        if loader is not None and self._resume:
+            loader.load_state_dict(self._resume)
+
+    def _living_loader(self) -> TrainingLoader | None:
+        return None if self._training is None else self._training()
 
     def _trainer_position(self) -> tuple[int, int] | None:
         """Epoch and batches done in it, by the fitting trainer's own (restored) progress; None outside of fit.

@@ -73,6 +73,15 @@ class TrainingLoader:
             yield batch
         self.epoch, self.consumed_batches = self._normalised()
 
+    @property
+    def _iterator(self):
+        """The DataLoader's own attribute of this name: by it, Lightning ends the workers when fit ends."""
+        return self.loader._iterator
+
+    @_iterator.setter
+    def _iterator(self, iterator):
+        self.loader._iterator = iterator
+
     def state_dict(self) -> dict[str, int]:
         """Where the next batch comes from: batches handed out, not batches prefetched."""
         epoch, consumed_batches = self._normalised()

@@ -1,6 +1,9 @@
 """The data module under Lightning: the same batches whatever the workers, and after a resume in mid-epoch."""
 
 import contextlib
+import gc
+import multiprocessing
+import pickle
 
 import cv2
 import numpy as np
@@ -59,7 +62,8 @@ def test_own_loops_resume_by_position(small_set, num_workers, consumed):
 
 def test_state_counts_consumed_batches_not_prefetched_ones(small_set):
     data = module(small_set, num_workers=2)
-    iterator = iter(data.train_dataloader())
+    loader = data.train_dataloader()
+    iterator = iter(loader)
     for consumed in range(1, 4):
         next(iterator)
         assert data.state_dict() == {"epoch": 0, "consumed_batches": consumed, "batch_size": 2, "num_batches": 4}
@@ -174,6 +178,28 @@ def test_workers_start_after_opencv_used_its_threads(small_set):
     samples = PreparedSamples(data.frames("small_val"), data.clean_preparation)
     assert len(list(sample_loader(samples, 2, batch_size=2, timeout=60))) == 2
     assert cv2.getNumThreads() == 1
+
+
+def test_a_fresh_module_pickles(small_set):
+    """As strategies that spawn processes need it."""
+    data = module(small_set)
+    data.frames("small_train")
+    assert len(pickle.loads(pickle.dumps(data)).train_dataloader()) == 4
+
+
+def test_workers_end_with_their_loader(small_set):
+    """At once, without waiting for the collector of cycles."""
+    data = module(small_set, image_size_px=None, num_workers=1)
+    loader = data.train_dataloader()
+    workers = {child.pid for child in multiprocessing.active_children()}
+    next(iter(loader))
+    assert len({child.pid for child in multiprocessing.active_children()} - workers) == 1
+    gc.disable()
+    try:
+        del loader
+        assert {child.pid for child in multiprocessing.active_children()} <= workers
+    finally:
+        gc.enable()
 
 
 def test_evaluation_is_in_order_and_without_augmentation(small_set):

@@ -34,6 +34,7 @@ class NuScenesDataModule(LightningDataModule):
         image_augmentation, bev_augmentation: of training; None for none.
         balance_classes: draw training samples so that every class is seen equally often.
         missing: what a file that is not there means: ``error`` or ``absent``.
+        cameras_from: training progress before which no picture is read, for stages that leave the cameras out.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class NuScenesDataModule(LightningDataModule):
         bev_augmentation: BevAugmentation | None = None,
         balance_classes: bool = False,
         missing: str = "error",
+        cameras_from: float = 0.0,
     ):
         super().__init__()
         self.root, self.version = Path(root), version
@@ -65,6 +67,9 @@ class NuScenesDataModule(LightningDataModule):
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
         self.num_workers, self.seed, self.total_epochs = num_workers, seed, total_epochs
         self.injector, self.balance_classes = injector, balance_classes
+        if not 0.0 <= cameras_from <= 1.0:
+            raise ValueError(f"expected cameras_from in [0, 1], a share of training, got {cameras_from}")
+        self.cameras_from = cameras_from
         size_px = None if image_size_px is None else tuple(image_size_px)
         range_m = None if point_range_m is None else tuple(point_range_m)
         stride = depth_stride if size_px is not None else None
@@ -98,7 +103,7 @@ class NuScenesDataModule(LightningDataModule):
         frames = self.frames(self.train_split)
         weights = class_balanced_weights(frames.class_counts) if self.balance_classes else None
         batches = TrainingBatches(len(frames), self.batch_size, self.seed, self.total_epochs, weights)
-        samples = PreparedSamples(frames, self.preparation, self.injector)
+        samples = PreparedSamples(frames, self.preparation, self.injector, self.cameras_from)
         loader = TrainingLoader(samples, batches, self.num_workers, self._trainer_position)
         if self._resume:
             loader.load_state_dict(self._resume)

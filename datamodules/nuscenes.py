@@ -7,6 +7,7 @@ tables have no LiDAR): metadata, known even when the LiDAR's file is lost.
 
 import re
 import warnings
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -122,6 +123,12 @@ class NuScenesFrames:
             boxes=self._boxes(row, reference.global_from_ego),
             conditions=conditions_of(scenes.description[scene].decode()),
         )
+
+    def without_cameras(self) -> "NuScenesFrames":
+        """The same frames, reading no picture."""
+        blind = copy(self)
+        blind.cameras = False
+        return blind
 
     def history(self, i: int) -> "SceneHistory":
         """A look at what came before frame ``i`` in its scene."""

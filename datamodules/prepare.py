@@ -115,28 +115,39 @@ class PreparedSamples:
         frames: what is read.
         preparation: how it is prepared.
         corruptor: lets sensors fail; None for clean samples.
+        cameras_from: training progress before which no picture is read, for stages that leave the cameras out: the
+            views are then absent.
     """
 
-    def __init__(self, frames: NuScenesFrames, preparation: Preparation, corruptor: Corruptor | None = None):
+    def __init__(
+        self,
+        frames: NuScenesFrames,
+        preparation: Preparation,
+        corruptor: Corruptor | None = None,
+        cameras_from: float = 0.0,
+    ):
         if frames.cameras != (preparation.image_size_px is not None):
             raise ValueError(
                 f"expected image_size_px exactly where the frames have cameras, got {preparation.image_size_px} and "
                 f"cameras={frames.cameras}"
             )
         self.frames, self.preparation, self.corruptor = frames, preparation, corruptor
+        self.blind_frames, self.cameras_from = frames.without_cameras(), cameras_from
 
     def __len__(self) -> int:
         return len(self.frames)
 
     def __getitem__(self, key: "int | SampleKey") -> Sample:
         index, epoch, progress = key if isinstance(key, tuple) else (key, None, float("nan"))
-        frame = self.frames[index]
+        # NaN, the progress of an evaluation, is not below anything.
+        frames = self.blind_frames if progress < self.cameras_from else self.frames
+        frame = frames[index]
         targets = targets_of(frame)
         faults: tuple[str, ...] = ()
         if self.corruptor is not None:
             # Outside training a schedule stands at its end.
             now = 1.0 if epoch is None else progress
-            frame, faults = self.corruptor.apply(frame, self.frames.history(index), epoch, now)
+            frame, faults = self.corruptor.apply(frame, frames.history(index), epoch, now)
         return self._prepared(frame, targets, faults, (epoch, progress))
 
     def _prepared(

@@ -1,7 +1,7 @@
 """Parameter groups and learning-rate schedules."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +23,7 @@ class OptimizerSettings:
         weight_decay: of weights; never of biases, norms and the router.
         schedule: ``onecycle`` or ``constant`` (after the warm-up).
         warm_up_steps: optimiser steps until the peak.
+        betas: of the running means of gradient and squared gradient; a shorter second memory (0.99) suits short runs.
     """
 
     learning_rate: float = 1e-3
@@ -30,6 +31,7 @@ class OptimizerSettings:
     weight_decay: float = 0.01
     schedule: str = "onecycle"
     warm_up_steps: int = 50
+    betas: Sequence[float] = (0.9, 0.999)
 
     def __post_init__(self):
         for name in ("learning_rate", "router_learning_rate"):
@@ -42,7 +44,7 @@ class OptimizerSettings:
     def build(self, model: nn.Module, factor: Callable[[int], float]) -> tuple[torch.optim.AdamW, object]:
         """The optimiser, and the scheduler that multiplies every learning rate by ``factor(step)``."""
         groups = parameter_groups(model, self.learning_rate, self.router_learning_rate, self.weight_decay)
-        optimizer = torch.optim.AdamW(groups)
+        optimizer = torch.optim.AdamW(groups, betas=tuple(self.betas))
         return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 

@@ -63,8 +63,9 @@ class TownConfig:
 
 PRESETS = {
     "tiny": TownConfig(num_train_scenes=2, num_val_scenes=1, samples_per_scene=3, image_scale=0.1),
+    # Many short scenes: neighbouring keyframes of one scene teach little that is new.
     "demo": TownConfig(
-        num_train_scenes=32, num_val_scenes=6, samples_per_scene=8, lidar_sweeps=2, radar_sweeps=2, num_actors=40
+        num_train_scenes=100, num_val_scenes=16, samples_per_scene=3, lidar_sweeps=1, radar_sweeps=2, num_actors=40
     ),
     "large": TownConfig(num_train_scenes=160, num_val_scenes=40, samples_per_scene=40),
 }

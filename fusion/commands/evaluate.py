@@ -57,6 +57,8 @@ def score_submission(options: Options, overrides: list[str]):
 def score_run(options: Options, overrides: list[str], console):
     """Metrics of a run's newest weights at one budget; writes metrics.json and the detections."""
     from fusion.commands.runs import device_named, open_run
+    from fusion.report.gallery import save_report_samples, save_sample_detections
+    from fusion.robustness.cells import CLEAN
     from fusion.scoring.devkit import Scorer
     from fusion.scoring.evaluate import evaluate_model
     from fusion.scoring.metrics import write_metrics
@@ -77,6 +79,8 @@ def score_run(options: Options, overrides: list[str], console):
         )
         status.update("scoring")
         metrics = scorer.score(result.detections)
+        save_sample_detections(opened.directory.path, CLEAN, options.budget, result)
+        save_report_samples(opened.directory.path, opened.data.frames(split))
     model = opened.model
     meta = SubmissionMeta(model.cameras is not None, model.lidar is not None, model.radar is not None)
     write_submission(opened.directory.detections / f"{split}.json", result.detections, scorer.tokens, meta)

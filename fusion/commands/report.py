@@ -1,6 +1,7 @@
-"""dynfusion report run=RUN [open=false]
+"""dynfusion report run=RUN [open=true] [picture=FILE.png] [sample=0]
 
-Writes RUN/report.html from the files in the run directory: one page without any outside reference.
+Writes RUN/report.html from the files in the run directory: one page without any outside reference. picture=FILE.png
+also writes one sample of a town as a picture: six views and the bird's-eye view with boxes.
 """
 
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from fusion.run_directory import RunDirectory
 class Options:
     run: str = ""
     open: bool = False
+    picture: str = ""
+    sample: int = 0
 
 
 def run(arguments: list[str]) -> int:
@@ -23,10 +26,13 @@ def run(arguments: list[str]) -> int:
     if not options.run:
         raise ValueError("expected run=RUN, the folder of a trained run; see dynfusion report --help")
     directory = RunDirectory.existing(Path(options.run))
-    from fusion.report.html import write_report
+    from fusion.report.html import write_overview_picture, write_report
 
+    console = Console()
     page = write_report(directory.path)
-    Console().print(f"report: {page}", soft_wrap=True)
+    console.print(f"report: {page}", soft_wrap=True)
+    if options.picture:
+        console.print(f"picture: {write_overview_picture(directory.path, Path(options.picture), options.sample)}")
     if options.open:
         import webbrowser
 

@@ -61,6 +61,9 @@ class NuScenesDataModule(LightningDataModule):
         cameras_from: float = 0.0,
     ):
         super().__init__()
+        _check_counts(batch_size=(batch_size, 1), num_workers=(num_workers, 0), total_epochs=(total_epochs, 1))
+        if eval_batch_size is not None:
+            _check_counts(eval_batch_size=(eval_batch_size, 1))
         self.root, self.version = Path(root), version
         self.train_split, self.val_split = train_split, val_split
         self.lidar_sweeps, self.radar_sweeps, self.missing = lidar_sweeps, radar_sweeps, missing
@@ -148,3 +151,10 @@ class NuScenesDataModule(LightningDataModule):
         if self.trainer is None or not self.trainer.training:
             return None
         return self.trainer.current_epoch, self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+
+
+def _check_counts(**counts: tuple[object, int]) -> None:
+    """Raises ValueError unless every (value, least) is a whole number of at least that."""
+    for name, (value, least) in counts.items():
+        if not isinstance(value, int) or value < least:
+            raise ValueError(f"expected {name} as a whole number of at least {least}, got {value!r}; change it")

@@ -83,17 +83,24 @@ def mistake_of(error: BaseException) -> str | None:
     import omegaconf.errors
 
     wrapped = (hydra.errors.InstantiationException, hydra.errors.ConfigCompositionException)
+    is_wrapped = isinstance(error, wrapped)
     while isinstance(error, wrapped) and isinstance(error.__cause__, Exception):
         error = error.__cause__
+    if is_wrapped and isinstance(error, TypeError) and "unexpected keyword argument" in str(error):
+        return f"expected keys that the configured class takes, got another: {error}; remove it"
     config_errors = (hydra.errors.HydraException, omegaconf.errors.OmegaConfBaseException)
-    if not isinstance(error, (ValueError, FileNotFoundError, NotADirectoryError, PermissionError, *config_errors)):
+    files = (FileNotFoundError, NotADirectoryError, PermissionError)
+    # Lightning's error for settings that do not fit the machine; by name, since importing it takes seconds.
+    misconfigured = type(error).__name__ == "MisconfigurationException"
+    if not misconfigured and not isinstance(error, (ValueError, ImportError, *files, *config_errors)):
         return None
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
     if lines[0].startswith("Caught "):
         return lines[-1].partition(": ")[2] or lines[-1]
-    return lines[0]
+    # Hydra ends the line with a colon where the reason follows in the next one.
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Rigid transforms between named frames, and the quaternion and yaw helpers that nuScenes needs."""
+"""Rigid transforms between named frames, and the quaternion and yaw conversions that nuScenes needs."""
 
 import math
 from dataclasses import dataclass

@@ -234,3 +234,9 @@ def test_ranks_see_different_samples(small_set, monkeypatch):
 def test_balanced_training_draws_with_replacement(small_set):
     loader = module(small_set, balance_classes=True, image_size_px=None).train_dataloader()
     assert sum(len(batch) for batch in loader) == 7
+
+
+@pytest.mark.parametrize(("name", "value"), [("batch_size", 0), ("eval_batch_size", 0), ("num_workers", -1)])
+def test_a_wrong_count_is_refused_before_anything_is_read(name, value, tmp_path):
+    with pytest.raises(ValueError, match=f"expected {name} as a whole number"):
+        module(tmp_path / "nowhere", **{name: value})

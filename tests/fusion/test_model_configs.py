@@ -6,7 +6,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from fusion.commands.compose import instantiate
+from fusion.commands.compose import compose, instantiate
 from fusion.efficiency.summary import summarize
 from fusion.model import FusionModel
 from tests.fusion.random_batch import random_batch
@@ -64,3 +64,12 @@ def test_the_summary_adds_up():
     units = sum(p.numel() for part in (model.cameras, model.lidar, model.radar) for p in part.parameters())
     assert sum(by_part.values()) + units == summary.num_parameters
     assert summary.as_markdown().count("\n") == len(summary.rows) + 2
+
+
+@pytest.mark.parametrize("name", ["tiny", "base"])
+@pytest.mark.parametrize("data", ["town", "nuscenes"])
+def test_data_are_read_at_the_size_of_the_model(data, name):
+    config = compose([f"data={data}", f"model={name}", "data.root=/somewhere"])
+    preparation = instantiate(config.data).preparation
+    assert preparation.image_size_px == tuple(config.model.cameras.image_size_px)
+    assert preparation.depth_stride == config.model.cameras.encoder.stride

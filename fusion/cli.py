@@ -81,6 +81,7 @@ def mistake_of(error: BaseException) -> str | None:
     """
     import hydra.errors
     import omegaconf.errors
+    import yaml
 
     wrapped = (hydra.errors.InstantiationException, hydra.errors.ConfigCompositionException)
     is_wrapped = isinstance(error, wrapped)
@@ -88,6 +89,8 @@ def mistake_of(error: BaseException) -> str | None:
         error = error.__cause__
     if is_wrapped and isinstance(error, TypeError) and "unexpected keyword argument" in str(error):
         return f"expected keys that the configured class takes, got another: {error}; remove it"
+    if isinstance(error, yaml.YAMLError):
+        return f"expected YAML in a setting or configuration, got a text that is none: {' '.join(str(error).split())}"
     config_errors = (hydra.errors.HydraException, omegaconf.errors.OmegaConfBaseException)
     files = (FileNotFoundError, NotADirectoryError, PermissionError)
     # Lightning's error for settings that do not fit the machine; by name, since importing it takes seconds.

@@ -97,6 +97,7 @@ def _write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     with os.fdopen(handle, "wb") as file:
         file.write(buffer.getvalue())
+    os.chmod(temporary, 0o644)
     os.replace(temporary, path)
 
 

@@ -1,5 +1,6 @@
 """Lightning's Trainer with what every run needs: atomic checkpoints, averages, tables, a readable progress display."""
 
+import inspect
 import logging
 import warnings
 from collections.abc import Sequence
@@ -44,8 +45,11 @@ def build_trainer(
         lightning: arguments of ``pytorch_lightning.Trainer`` (max_epochs, devices, strategy, precision, ...).
 
     Raises:
-        ValueError: a precision that is not in PRECISIONS.
+        ValueError: a precision that is not in PRECISIONS, or an argument that Lightning's Trainer does not have.
     """
+    unknown = sorted(set(lightning) - set(inspect.signature(pl.Trainer.__init__).parameters))
+    if unknown:
+        raise ValueError(f"expected arguments of pytorch_lightning.Trainer, got {', '.join(unknown)}; remove them")
     precision = str(lightning.get("precision", "32-true"))
     if precision not in PRECISIONS:
         raise ValueError(f"expected precision to be one of {', '.join(PRECISIONS)}, got '{precision}'")

@@ -13,7 +13,7 @@ from fusion.routing.costs import ALWAYS, Prices
 from fusion.routing.dispatch import Dispatch, run_points, run_views
 from fusion.routing.plan import FULL, LITE, ExecutionTrace, RoutingPlan, fixed_plan
 from fusion.routing.router import Router, glance_of
-from fusion.trunk.merge import ChannelWeightedMerge, Merge, SensorBev
+from fusion.trunk.merge import SensorBev
 from fusion.trunk.trunk import BevTrunk
 from fusion.units import PointBranches, ViewBranches
 from sensors.grid import BevGrid
@@ -44,7 +44,7 @@ class FusionModel(nn.Module):
 
     Args:
         cameras, lidar, radar: branches of the units.
-        merge: its keys name the sensors ``camera``, ``lidar``, ``radar``.
+        merge: ``Merge``, ``ChannelWeightedMerge`` or your own; keys name the sensors ``camera``, ``lidar``, ``radar``.
         trunk: over the merged BEV.
         head: over the trunk's output.
         router: decides where no plan is given.
@@ -58,7 +58,7 @@ class FusionModel(nn.Module):
         cameras: ViewBranches | None,
         lidar: PointBranches | None,
         radar: PointBranches | None,
-        merge: Merge | ChannelWeightedMerge,
+        merge: nn.Module,
         trunk: BevTrunk,
         head: CenterHead,
         router: Router,

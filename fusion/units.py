@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from datamodules.batch import LIDAR_FIELDS, RADAR_FIELDS, CameraBatch, PointBatch
+from fusion.encoders.contract import ImageEncoder, PointEncoder
 from fusion.encoders.lift import Lift, ViewRows
-from fusion.encoders.pillars import PillarEncoder
-from fusion.encoders.views import ViewEncoder
 from fusion.routing.plan import BRANCHES, FULL, LITE
 
 LAG_COLUMN = {len(LIDAR_FIELDS): LIDAR_FIELDS.index("lag_s"), len(RADAR_FIELDS): RADAR_FIELDS.index("lag_s")}
@@ -30,7 +29,7 @@ class ViewBranches(nn.Module):
         lite_scale: side of the lite picture as a share of the full one; None: there is no lite branch.
     """
 
-    def __init__(self, encoder: ViewEncoder, lift: Lift, image_size_px: Sequence[int], lite_scale: float | None = 0.5):
+    def __init__(self, encoder: ImageEncoder, lift: Lift, image_size_px: Sequence[int], lite_scale: float | None = 0.5):
         super().__init__()
         if (encoder.channels, encoder.num_depths) != (lift.channels, lift.num_depths):
             raise ValueError(
@@ -107,8 +106,8 @@ class PointBranches(nn.Module):
 
     def __init__(
         self,
-        full: PillarEncoder,
-        lite: PillarEncoder | None = None,
+        full: PointEncoder,
+        lite: PointEncoder | None = None,
         num_points: int = 30_000,
         num_points_lite: int = 30_000,
         newest_s: float = 0.02,
@@ -127,7 +126,7 @@ class PointBranches(nn.Module):
             branch: encoder.gflops(1) - self._fixed_gflops[branch] for branch, encoder in self.encoders().items()
         }
 
-    def encoders(self) -> dict[int, PillarEncoder]:
+    def encoders(self) -> dict[int, PointEncoder]:
         """Encoder of every existing branch."""
         return {FULL: self.full} if self.lite is None else {LITE: self.lite, FULL: self.full}
 

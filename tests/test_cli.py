@@ -58,7 +58,7 @@ def test_no_traceback_from_a_real_process(tmp_path):
 
 
 def test_a_worker_s_mistake_is_unwrapped():
-    text = 'Caught ValueError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n  File "x"\n'
+    text = "Caught ValueError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
     assert mistake_of(ValueError(text + "ValueError: expected rows of 20 bytes in a.bin")) == (
         "expected rows of 20 bytes in a.bin"
     )

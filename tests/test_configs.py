@@ -10,7 +10,7 @@ from fusion.commands.compose import compose, config_folder, foreign_targets, ins
 from fusion.commands.robustness import chosen_scenarios
 
 GROUPS = ("data", "model", "faults", "stages", "trainer", "suite", "experiment")
-CHOICES = [(path.parent.name, path.stem) for group in GROUPS for path in sorted((config_folder() / group).glob("*.yaml"))]
+CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((config_folder() / group).glob("*.yaml"))]
 ROOT = "data.root=/somewhere"
 
 

@@ -1,6 +1,6 @@
 """dynfusion check [libraries=report|install]
 
-Says whether this machine has what dynfusion needs: Python, torch, devices, the devkit, Open3D with its system libraries.
+Says whether this machine has what dynfusion needs: Python, torch, a device, the devkit, Open3D with its libraries.
 With libraries=install, missing system libraries of Open3D are installed by apt where this user may do that.
 """
 

@@ -6,6 +6,8 @@ that was finished before is not repeated; an interrupted one goes on. Keys of co
 """
 
 import os
+import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +26,7 @@ class Options:
 def run(arguments: list[str]) -> int:
     from rich.console import Console
 
-    from fusion.commands import report, robustness, synth, train
-    from fusion.commands.runs import load_config
+    from fusion.commands import evaluate, report, robustness, synth
     from fusion.robustness.table import robustness_table
 
     own, overrides = split_arguments(arguments, Options)
@@ -46,14 +47,19 @@ def run(arguments: list[str]) -> int:
 
     headline(f"2/4 training in {options.run}")
     directory = RunDirectory(Path(options.run))
-    if directory.config.is_file() and directory.last_checkpoint.is_file():
+    if directory.last_checkpoint.is_file():
         console.print(f"going on with the run in {options.run}; remove that folder to train anew")
-        train.train(load_config(directory.path, [], []), directory.path, resume=True)
+        training = [f"resume={options.run}"]
     else:
         directory.config.unlink(missing_ok=True)
-        train.train(config, directory.path)
+        training = [*overrides, f"run_dir={options.run}"]
+    # A command of its own: Lightning starts it again for the second process.
+    done = subprocess.run([sys.executable, "-m", "fusion.cli", "train", *training], check=False)
+    if done.returncode:
+        return done.returncode
 
     headline("3/4 breaking sensors")
+    evaluate.score_run(evaluate.Options(run=options.run), [], console)
     suite = robustness.Options(run=options.run, suite=config.suite)
     result = robustness.run_suite(suite, [], console)
 

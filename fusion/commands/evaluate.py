@@ -75,6 +75,7 @@ def score_run(options: Options, overrides: list[str], console):
             loader,
             budget=options.budget,
             device=device,
+            plan_source=opened.plan_source,
             progress=lambda done, total: status.update(f"evaluating {split}: batch {done} of {total}"),
         )
         status.update("scoring")

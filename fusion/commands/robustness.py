@@ -64,6 +64,7 @@ def run_suite(options: Options, overrides: list[str], console):
             options.budgets,
             opened.directory.path,
             progress=lambda label, done, total: bar.update(task, description=label, completed=done, total=total),
+            plan_source=opened.plan_source,
         )
     save_report_samples(opened.directory.path, frames, scenarios)
     return result

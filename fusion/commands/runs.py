@@ -4,7 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fusion.commands.compose import foreign_targets, instantiate
+from fusion.routing.plan import FULL, SKIP
 from fusion.run_directory import RunDirectory
+from sensors.rig import CAMERAS, UNITS
 
 
 @dataclass(frozen=True, eq=False)
@@ -15,12 +17,14 @@ class OpenRun:
         config: OmegaConf node, overrides applied.
         model: in evaluation mode, averaged weights where training kept an average.
         data: the data module of its validation split.
+        plan_source: the route that the run was trained for, where that is not its router's.
     """
 
     directory: RunDirectory
     config: object
     model: object
     data: object
+    plan_source: object = None
 
 
 def load_config(path: Path, overrides: list[str], allowed_targets: list[str]):
@@ -67,7 +71,27 @@ def open_run(path: Path, overrides: list[str], allowed_targets: list[str]) -> Op
     load_model(checkpoint, model)
     model.eval()
     data = instantiate(config.data)
-    return OpenRun(directory, config, model, data)
+    return OpenRun(directory, config, model, data, trained_route(config, model))
+
+
+def trained_route(config, model):
+    """None where the last stage of training was routed by the router; else a function from a batch to its plan.
+
+    A router that was never trained would run units that never learnt.
+    """
+    import torch
+
+    stage = instantiate(config.stages, _partial_=True)(model=model).curriculum.stages[-1]
+    if stage.route == "learned":
+        return None
+    units = stage.units if stage.route == "fixed" else UNITS
+    runs = torch.tensor([unit in units or (unit in CAMERAS and "CAMERAS" in units) for unit in UNITS])
+
+    def plan_of(batch):
+        available = model.available(batch)
+        return model.plan_of(torch.where(runs.to(available.device), FULL, SKIP).expand(available.shape), available)
+
+    return plan_of
 
 
 def device_named(name: str):

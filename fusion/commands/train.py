@@ -4,7 +4,7 @@ dynfusion train resume=RUN [key=value ...] [allow=[CLASS,...]]
 Trains a model on nuScenes or on a synthetic town. Groups (folders of configs/): data, model, faults, stages, trainer,
 suite, experiment. Any key of theirs can be set: data.root=/data/nuscenes data.version=v1.0-mini trainer.max_epochs=20
 trainer.devices=4 trainer.precision=bf16-mixed. The run directory holds the configuration, checkpoints, losses
-(train.csv, validation.csv, tensorboard/) and the scores of the last weights (metrics.json).
+(train.csv, validation.csv, tensorboard/); dynfusion evaluate adds the official scores.
 resume=RUN goes on with a run that stopped, exactly where its last checkpoint was written.
 """
 
@@ -60,7 +60,8 @@ def train(config, run_dir: Path, resume: bool = False) -> RunDirectory:
     plain = OmegaConf.to_container(config, resolve=True)
     task = instantiate(config.stages, _partial_=True)(model=model, seed=config.seed)
     task.run_config = plain
-    trainer = instantiate(config.trainer, _partial_=True)
+    # Everything is built before the folder is made: a setting that cannot be leaves nothing behind.
+    trainer = instantiate(config.trainer, _partial_=True)(run_dir=run_dir)
     if resume:
         directory = RunDirectory.existing(run_dir)
         checkpoint = str(directory.require_checkpoint())
@@ -70,5 +71,5 @@ def train(config, run_dir: Path, resume: bool = False) -> RunDirectory:
         if rank_zero_only.rank == 0:
             RunDirectory.create(run_dir, OmegaConf.to_yaml(config, resolve=True))
         checkpoint = None
-    trainer(run_dir=run_dir).fit(task, datamodule=data, ckpt_path=checkpoint)
+    trainer.fit(task, datamodule=data, ckpt_path=checkpoint)
     return directory

@@ -15,7 +15,7 @@ from fusion.robustness.fingerprint import code_word, dataset_word, joined_word, 
 from fusion.robustness.seen import seen_in_training, trained_faults
 from fusion.run_directory import RunDirectory
 from fusion.scoring.devkit import Scorer
-from fusion.scoring.evaluate import EvaluationResult, evaluate_model
+from fusion.scoring.evaluate import EvaluationResult, PlanSource, evaluate_model
 from sensors.faults.suites import Scenario
 
 Progress = Callable[[str, int, int], None]
@@ -64,6 +64,7 @@ def run_scenarios(
     budgets: Sequence[float],
     run_dir: Path,
     progress: Progress | None = None,
+    plan_source: PlanSource | None = None,
 ) -> SuiteResult:
     """Evaluate and score every scenario at every budget, each cell written to ``robustness.jsonl`` as it ends.
 
@@ -76,6 +77,8 @@ def run_scenarios(
         budgets: shares of the full cost.
         run_dir: the run's folder; its ``config.yaml``, where there is one, tells what was seen in training.
 
+        plan_source: routes of a model whose router has not been trained; None for the model's own router.
+
     Raises:
         ValueError: a budget below what the model can keep to, or above 1.
     """
@@ -85,7 +88,7 @@ def run_scenarios(
                 f"expected budgets from {model.min_budget:.3f} (the model's minimum) to 1, got {budget}; change budgets"
             )
     run = RunDirectory(Path(run_dir))
-    suite = _Suite(model, datamodule, scorer, run, _run_word(model, datamodule, scorer, run))
+    suite = _Suite(model, datamodule, scorer, run, _run_word(model, datamodule, scorer, run), plan_source)
     planned = _planned(scenarios, budgets)
     done = {cell.key: cell for cell in read_cells(run.robustness) if cell.run == suite.word and cell.error is None}
     cells, clean_inputs, num_skipped = [], None, 0
@@ -137,6 +140,7 @@ class _Suite:
     scorer: Scorer
     run: RunDirectory
     word: str
+    plan_source: PlanSource | None = None
 
     def blank_cell(self, scenario: Scenario, budget: float) -> Cell:
         """What is known before the cell runs."""
@@ -163,6 +167,7 @@ class _Suite:
                 self.datamodule.evaluation_loader(self.scorer.split, scenario if scenario.steps else None),
                 budget=cell.budget,
                 device=self._device,
+                plan_source=self.plan_source,
                 progress=None if progress is None else lambda done, total: progress(label, done, total),
             )
             filled = self._filled(cell, result)

@@ -144,6 +144,8 @@ class FusionTask(pl.LightningModule):
 
     def loss_terms(self, output: FusionOutput, batch: Batch) -> dict[str, Tensor]:
         """Unweighted terms by the names of DEFAULT_WEIGHTS; 0 where a term has nothing to say."""
+        if batch.boxes is None:
+            raise ValueError("expected labels to train and validate on, got a split without any; choose another")
         targets = center_targets(batch.boxes, len(batch), self.model.head.grid)
         terms = center_loss(output.head, targets)
         none = torch.zeros((), device=self.device)

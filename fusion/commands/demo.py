@@ -15,6 +15,9 @@ from pathlib import Path
 from fusion.commands.compose import compose, parse_options, split_arguments
 from fusion.run_directory import RunDirectory
 
+SMALLER_BUDGETS = [0.7, 0.5]
+ALL_SENSORS = "camera+lidar+radar"
+
 
 @dataclass
 class Options:
@@ -60,11 +63,14 @@ def run(arguments: list[str]) -> int:
 
     headline("3/4 breaking sensors")
     evaluate.score_run(evaluate.Options(run=options.run), [], console)
-    suite = robustness.Options(run=options.run, suite=config.suite)
-    result = robustness.run_suite(suite, [], console)
+    broken = robustness.run_suite(robustness.Options(run=options.run, suite=config.suite), [], console)
+    # The same weights with less to spend: what the router keeps.
+    leaner = robustness.Options(run=options.run, suite=config.suite, budgets=SMALLER_BUDGETS, scenarios=[ALL_SENSORS])
+    budgets = robustness.run_suite(leaner, [], console)
 
     headline("4/4 the report")
-    console.print(robustness_table(result.cells))
+    console.print(robustness_table(broken.cells))
+    console.print(robustness_table([broken.cells[0], *budgets.cells], title="One checkpoint, three budgets"))
     report.run([f"run={options.run}"])
     console.print(f"done in {(time.monotonic() - started) / 60:.1f} minutes")
-    return result.exit_code
+    return max(broken.exit_code, budgets.exit_code)

@@ -34,7 +34,10 @@ def run(arguments: list[str]) -> int:
         config = compose(overrides)
         # The environment hands the name down to the processes of the other ranks, which start a moment later.
         default = os.environ.setdefault("DYNFUSION_RUN_DIR", time.strftime("runs/%Y%m%d-%H%M%S"))
-        train(config, Path(config.run_dir or default))
+        try:
+            train(config, Path(config.run_dir or default))
+        finally:
+            os.environ.pop("DYNFUSION_RUN_DIR", None)
     return 0
 
 

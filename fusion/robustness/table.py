@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
@@ -25,14 +26,16 @@ def robustness_table(cells: Sequence[Cell], title: str = "Robustness") -> Table:
     A cell that could not run has its reason instead of numbers; a doubtful one is marked with ``!``.
     """
     show_budget = len({cell.budget for cell in cells}) > 1
-    table = Table(title=title, title_justify="left", header_style="bold")
+    # Narrow enough for 80 columns, also where the output is a file.
+    layout = {"box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False}
+    table = Table(title=title, title_justify="left", header_style="bold", **layout)
     table.add_column("scenario", no_wrap=True)
     if show_budget:
         table.add_column("budget", justify="right")
-    for name in ("mAP", "NDS", "of clean", "GFLOPs", "ms"):
-        table.add_column(name, justify="right")
+    for name in ("mAP", "NDS", "kept", "GFLOPs", "ms"):
+        table.add_column(name, justify="right", no_wrap=True)
     for name in SENSOR_NAMES.values():
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for section in SECTIONS:
         rows = [cell for cell in cells if section_of(cell) == section]
         for index, cell in enumerate(rows):
@@ -61,7 +64,7 @@ def _values(cell: Cell, cells: Sequence[Cell]) -> list[str | Text]:
 
 def _caption(cells: Sequence[Cell]) -> str:
     lines = [
-        "of clean: NDS relative to all sensors. GFLOPs executed and ms (forward + decoding) per sample.",
+        "kept: NDS relative to all sensors. GFLOPs executed and ms (forward + decoding) per sample.",
         "camera, LiDAR, radar: share of samples that ran anything of the sensor.",
     ]
     lines += [f"! {cell.title}: {cell.warning}" for cell in cells if cell.warning]

@@ -1,5 +1,6 @@
 """The training loader: it starts each epoch exactly where the trainer stands."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 
 import cv2
@@ -16,6 +17,12 @@ def start_worker(_: int) -> None:
     """One thread per worker: workers are the parallelism, and threads of several would fight for the cores."""
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
+    # numpy's BLAS has threads of its own. The package that can stop them comes with the devkit; without it, the same
+    # numbers take longer.
+    with contextlib.suppress(ImportError):
+        import threadpoolctl
+
+        threadpoolctl.threadpool_limits(1)
 
 
 def sample_loader(samples: PreparedSamples, num_workers: int, **options) -> DataLoader:

@@ -1,12 +1,10 @@
 """A run's configuration brought back to life: model with weights, data module."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fusion.commands.compose import foreign_targets, instantiate
-from fusion.routing.plan import FULL, SKIP
 from fusion.run_directory import RunDirectory
-from sensors.rig import CAMERAS, UNITS
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,19 +77,14 @@ def trained_route(config, model):
 
     A router that was never trained would run units that never learnt.
     """
-    import torch
+    from fusion.draws import keyed_generator
 
-    stage = instantiate(config.stages, _partial_=True)(model=model).curriculum.stages[-1]
+    task = instantiate(config.stages, _partial_=True)(model=model)
+    stage = task.curriculum.stages[-1]
     if stage.route == "learned":
         return None
-    units = stage.units if stage.route == "fixed" else UNITS
-    runs = torch.tensor([unit in units or (unit in CAMERAS and "CAMERAS" in units) for unit in UNITS])
-
-    def plan_of(batch):
-        available = model.available(batch)
-        return model.plan_of(torch.where(runs.to(available.device), FULL, SKIP).expand(available.shape), available)
-
-    return plan_of
+    route = replace(stage, route="fixed" if stage.route == "fixed" else "full", lite_share=0.0)
+    return lambda batch: task.plan_of(route, batch, keyed_generator("evaluation"))
 
 
 def device_named(name: str):

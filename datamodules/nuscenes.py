@@ -7,6 +7,7 @@ tables have no LiDAR): metadata, known even when the LiDAR's file is lost.
 
 import re
 import warnings
+from collections.abc import Iterator
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +21,7 @@ from datamodules.index import open_index
 from datamodules.splits import scenes_of_split
 from sensors.boxes import DETECTION_NAMES, Boxes
 from sensors.camera import CameraImage, read_pixels
-from sensors.frame import Frame, Measurement
+from sensors.frame import Frame, Measurement, Single
 from sensors.lidar import LidarSweep, read_lidar, without_close
 from sensors.radar import RadarSweep, read_radar
 from sensors.rig import CAMERAS, CHANNELS, LIDAR, RADARS, modality_of
@@ -80,7 +81,7 @@ class NuScenesFrames:
             raise ValueError(f"expected 0 or more sweeps, got lidar_sweeps={lidar_sweeps}, radar_sweeps={radar_sweeps}")
         self.root, self.version, self.split = Path(root), version, split
         self.lidar_sweeps, self.radar_sweeps, self.cameras = lidar_sweeps, radar_sweeps, cameras
-        self.close_m = close_m
+        self.close_m, self.missing = close_m, missing
         self.index = open_index(self.root, version)
         self._rows = _rows_of_split(self.index, self.root, version, split)
         self._lost = self._lost_files() if missing == "absent" else frozenset()
@@ -108,6 +109,7 @@ class NuScenesFrames:
         samples, scenes = self.index.samples, self.index.scenes
         scene = int(samples.scene[row])
         reference = self._reference(row)
+        first, last = np.searchsorted(samples.scene, np.array([scene, scene + 1], np.int32))
         read = partial(self._measure, row, reference)
         cameras = {channel: read(channel) for channel in CAMERAS} if self.cameras else {}
         radars = {channel: read(channel) for channel in RADARS} if self.radar_sweeps else {}
@@ -122,6 +124,9 @@ class NuScenesFrames:
             radars={channel: sweeps for channel, sweeps in radars.items() if sweeps is not None},
             boxes=self._boxes(row, reference.global_from_ego),
             conditions=conditions_of(scenes.description[scene].decode()),
+            keyframe=row - int(first),
+            num_keyframes=int(last - first),
+            ego_yaw_rate_radps=self._yaw_rate_radps(row),
         )
 
     def without_cameras(self) -> "NuScenesFrames":
@@ -162,6 +167,17 @@ class NuScenesFrames:
                 moved_m = here.global_from_ego.translation_m - there.global_from_ego.translation_m
                 seconds = abs(here.timestamp_us - there.timestamp_us) * 1e-6
                 return float(np.hypot(moved_m[0], moved_m[1]) / seconds) if seconds > 0 else 0.0
+        return 0.0
+
+    def _yaw_rate_radps(self, row: int) -> float:
+        """From the same two keyframes as the speed; counter-clockwise."""
+        samples = self.index.samples
+        for other in (row - 1, row + 1):
+            if 0 <= other < len(samples.scene) and samples.scene[other] == samples.scene[row]:
+                here, there = self._reference(row), self._reference(other)
+                turned_rad = (there.global_from_ego.inverse() @ here.global_from_ego).yaw_rad
+                seconds = (here.timestamp_us - there.timestamp_us) * 1e-6
+                return turned_rad / seconds if seconds else 0.0
         return 0.0
 
     def _measure(self, row: int, reference: "_Reference", channel: str) -> Measurement | None:
@@ -303,6 +319,36 @@ class SceneHistory:
         if earlier < 0 or scene[earlier] != scene[self.row]:
             return None
         return self.frames._measure(earlier, self.frames._reference(earlier), channel)
+
+    def lags_s(self, channel: str, within_s: float) -> tuple[float, ...]:
+        """Lags of the channel's measurements, newest first, to the first that is older than ``within_s``.
+
+        Under ``missing="absent"`` a measurement whose file is lost is passed over.
+        """
+        reference, lags_s = self.frames._reference(self.row), []
+        for measurement in self._measurements(channel):
+            lags_s.append(self.frames._lag_s(measurement, reference))
+            if lags_s[-1] > within_s:
+                break
+        return tuple(lags_s)
+
+    def measured(self, channel: str, step: int) -> Single | None:
+        """The measurement at that place of ``lags_s``, relative to this keyframe's ego frame."""
+        frames, reference = self.frames, self.frames._reference(self.row)
+        read = {"camera": frames._image, "lidar": frames._lidar_sweep, "radar": frames._radar_sweep}
+        for number, measurement in enumerate(self._measurements(channel)):
+            if number == step:
+                return read[modality_of(channel)](measurement, reference)
+        return None
+
+    def _measurements(self, channel: str) -> Iterator[int]:
+        """Rows of the channel's measurements up to this keyframe's, newest first, within the scene."""
+        frames = self.frames
+        row = int(frames.index.samples.keyframes[self.row, _CHANNEL_ROW[channel]])
+        while row >= 0:
+            if frames.missing == "error" or frames._path(row).is_file():
+                yield row
+            row = int(frames.index.measurements.previous[row])
 
 
 def _found(read, path: Path):

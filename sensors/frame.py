@@ -13,6 +13,9 @@ from sensors.transforms import RigidTransform
 Measurement = CameraImage | tuple[LidarSweep, ...] | tuple[RadarSweep, ...]
 """What one channel holds in one frame."""
 
+Single = CameraImage | LidarSweep | RadarSweep
+"""One picture or one sweep."""
+
 
 @dataclass(frozen=True, eq=False)
 class Frame:
@@ -33,6 +36,9 @@ class Frame:
         radars: by channel, a subset of RADARS; sweeps newest first.
         boxes: labels in the ego frame; None on a test split.
         conditions: words such as ``night``, ``rain``, ``fog``, read from the scene's description.
+        keyframe: place in its scene, 0 the first.
+        num_keyframes: of the scene.
+        ego_yaw_rate_radps: counter-clockwise, from consecutive poses; 0 where there is only one.
     """
 
     token: str
@@ -45,6 +51,9 @@ class Frame:
     radars: dict[str, tuple[RadarSweep, ...]]
     boxes: Boxes | None
     conditions: frozenset[str] = field(default_factory=frozenset)
+    keyframe: int = 0
+    num_keyframes: int = 1
+    ego_yaw_rate_radps: float = 0.0
 
     def present(self, channel: str) -> bool:
         """Whether the channel delivered anything (an empty sweep is something)."""
@@ -67,9 +76,24 @@ class History(Protocol):
         The calibration in the measurement is the one that held then, relative to the ego frame of then.
         """
 
+    def lags_s(self, channel: str, within_s: float) -> tuple[float, ...]:
+        """Lags behind this keyframe of the channel's measurements in this scene, newest first, sweeps included.
+
+        They end with the first that is older than ``within_s``, or at the scene's start; no file is read.
+        """
+
+    def measured(self, channel: str, step: int) -> Single | None:
+        """The measurement at that place of ``lags_s``, relative to this keyframe's ego frame; None beyond its end."""
+
 
 class NoHistory:
     """The history of a frame that stands alone."""
 
     def past(self, channel: str, num_keyframes: int) -> Measurement | None:
+        return None
+
+    def lags_s(self, channel: str, within_s: float) -> tuple[float, ...]:
+        return ()
+
+    def measured(self, channel: str, step: int) -> Single | None:
         return None

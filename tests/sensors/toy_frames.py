@@ -1,5 +1,7 @@
 """Small frames made by arithmetic, for tests of faults and health."""
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 
@@ -106,3 +108,21 @@ class ListHistory:
         if channel == LIDAR:
             return frame.lidar or None
         return frame.cameras.get(channel) if channel in CAMERAS else frame.radars.get(channel)
+
+    def measurements(self, channel: str):
+        """All pictures or sweeps up to now, newest first; keyframes are half a second apart."""
+        found = []
+        for age in range(self.index + 1):
+            then = self.past(channel, age) or ()
+            for single in then if isinstance(then, tuple) else (then,):
+                found.append(replace(single, lag_s=single.lag_s + 0.5 * age))
+        return found
+
+    def lags_s(self, channel: str, within_s: float):
+        lags_s = [single.lag_s for single in self.measurements(channel)]
+        num_young = sum(lag_s <= within_s for lag_s in lags_s)
+        return tuple(lags_s[: num_young + 1])
+
+    def measured(self, channel: str, step: int):
+        found = self.measurements(channel)
+        return found[step] if step < len(found) else None

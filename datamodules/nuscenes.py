@@ -51,7 +51,7 @@ class NuScenesFrames:
     Args:
         root: folder that holds the version's folder, ``samples`` and ``sweeps``.
         version: e.g. ``v1.0-mini``.
-        split: one of nuScenes' predefined splits or of ``<root>/<version>/splits.json``.
+        split: one of nuScenes' predefined splits or of ``<root>/<version>/splits.json``; None for every scene.
         lidar_sweeps: sweeps per frame, the keyframe's included; fewer at a scene's start; 0 reads no LiDAR.
         radar_sweeps: likewise for every radar.
         cameras: False reads no pictures.
@@ -68,7 +68,7 @@ class NuScenesFrames:
         self,
         root: str | Path,
         version: str,
-        split: str,
+        split: str | None,
         lidar_sweeps: int = 1,
         radar_sweeps: int = 1,
         cameras: bool = True,
@@ -134,6 +134,12 @@ class NuScenesFrames:
         blind = copy(self)
         blind.cameras = False
         return blind
+
+    def with_sweeps(self, lidar_sweeps: int, radar_sweeps: int) -> "NuScenesFrames":
+        """The same frames with other numbers of sweeps."""
+        other = copy(self)
+        other.lidar_sweeps, other.radar_sweeps = lidar_sweeps, radar_sweeps
+        return other
 
     def history(self, i: int) -> "SceneHistory":
         """A look at what came before frame ``i`` in its scene."""
@@ -362,7 +368,9 @@ def _found(read, path: Path):
         ) from error
 
 
-def _rows_of_split(index: NuScenesIndex, root: Path, version: str, split: str) -> Int64[np.ndarray, "n"]:
+def _rows_of_split(index: NuScenesIndex, root: Path, version: str, split: str | None) -> Int64[np.ndarray, "n"]:
+    if split is None:
+        return np.arange(len(index.samples.token), dtype=np.int64)
     wanted = {name.encode() for name in scenes_of_split(root, version, split)}
     scenes = np.array([bytes(name) in wanted for name in index.scenes.name], bool)
     rows = np.flatnonzero(scenes[index.samples.scene]) if len(scenes) else np.zeros(0, np.int64)

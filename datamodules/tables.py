@@ -59,7 +59,7 @@ def read_columns(folder: Path, table: str) -> dict[str, np.ndarray]:
     """
     path = folder / f"{table}.json"
     kinds = _COLUMNS[table]
-    records = _records(path)
+    records = read_records(path)
     blocks: dict[str, list[np.ndarray]] = {name: [] for name in kinds}
     num_read = 0
     while block := list(islice(records, _BLOCK)):
@@ -74,7 +74,7 @@ def read_columns(folder: Path, table: str) -> dict[str, np.ndarray]:
     }
 
 
-def _records(path: Path) -> Iterator[dict]:
+def read_records(path: Path) -> Iterator[dict]:
     """The records of a JSON list, decoded one after the other from a text of any length."""
     decode = json.JSONDecoder().raw_decode
     try:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float64, Int8, Int32, Int64
+from jaxtyping import Bool, Float64, Int8, Int32, Int64
 
 _IN_MEMORY_BYTES = 1 << 20
 
@@ -78,6 +78,7 @@ class AnnotationColumns:
         velocity_mps: as the devkit's ``box_velocity``; NaN where unknown.
         attribute: index into ATTRIBUTE_NAMES, or NO_ATTRIBUTE.
         visibility: nuScenes' level 1 to 4; 0 where unknown.
+        is_bicycle_rack: of the category whose contents the detection metric leaves out.
     """
 
     token: np.ndarray
@@ -91,6 +92,7 @@ class AnnotationColumns:
     num_lidar: Int32[np.ndarray, "a"]
     num_radar: Int32[np.ndarray, "a"]
     visibility: Int8[np.ndarray, "a"]
+    is_bicycle_rack: Bool[np.ndarray, "a"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -29,8 +29,9 @@ from datamodules.tables import TABLES, TokenRows, read_columns
 from sensors.boxes import ATTRIBUTE_NAMES, DETECTION_FROM_CATEGORY, DETECTION_NAMES, NO_ATTRIBUTE
 from sensors.rig import CHANNELS
 
-_FORMAT = 1
+_FORMAT = 2
 _MAX_TIME_DIFF_S = 1.5
+_BICYCLE_RACK = b"static_object.bicycle_rack"
 _LOG = logging.getLogger(__name__)
 
 
@@ -182,6 +183,7 @@ def _annotations(
         table["attribute_tokens"], "sample_annotation.attribute_tokens", optional=True
     )
     label_of_category = np.array([_label_of(bytes(name).decode()) for name in categories["name"]] + [-1], np.int8)
+    racks = np.array([bytes(name) == _BICYCLE_RACK for name in categories["name"]] + [False], bool)
     attribute_of_row = [_attribute_of(bytes(name).decode()) for name in attributes["name"]]
     visibility = np.array([int(level) if level.isdigit() else 0 for level in table["visibility_token"]], np.int8)
     order = np.argsort(sample, kind="stable")
@@ -197,6 +199,7 @@ def _annotations(
         num_lidar=table["num_lidar_pts"][order].astype(np.int32),
         num_radar=table["num_radar_pts"][order].astype(np.int32),
         visibility=visibility[order],
+        is_bicycle_rack=racks[category[instance[order]] if len(instance) else instance],
     )
     return columns, sample[order]
 

@@ -1,0 +1,271 @@
+"""The corruptions of Hendrycks & Dietterich (2019) in the form of Michaelis et al. (2019), severities 1 to 5.
+
+Own code after the published definitions. At 1600 columns the numbers are the published ones; lengths in pixels scale
+with the width elsewhere. As there, results are cut (not rounded) to whole grey levels, noise is per pixel at any size,
+blurs draw their angle per picture. ``frost`` is left out: it needs photographs.
+"""
+
+from functools import lru_cache
+
+import cv2
+import numpy as np
+from jaxtyping import Float, Float32, UInt8
+
+from sensors.faults.camera_pixels import Pixels, noisy, width_share
+from sensors.faults.noise_fields import plasma, uniform_words
+from sensors.rig import IMAGE_WIDTH_PX
+
+_CUT = 0.5
+"""Subtracted before OpenCV rounds, which then cuts."""
+
+
+def chosen(values: tuple, severity: int) -> float | tuple:
+    """The parameter of a severity that counts from 1.
+
+    Raises:
+        ValueError: there is no such severity.
+    """
+    if severity not in range(1, len(values) + 1):
+        raise ValueError(f"expected a severity from 1 to {len(values)}, got {severity}; choose one of these")
+    return values[int(severity) - 1]
+
+
+def gaussian_noise(pixels: Pixels, severity: int, rng: np.random.Generator) -> Pixels:
+    sigma = chosen((0.08, 0.12, 0.18, 0.26, 0.38), severity)
+    return noisy(pixels, np.arange(256) - _CUT, np.full(256, 255 * sigma), rng)
+
+
+def speckle_noise(pixels: Pixels, severity: int, rng: np.random.Generator) -> Pixels:
+    sigma = chosen((0.15, 0.2, 0.35, 0.45, 0.6), severity)
+    return noisy(pixels, np.arange(256) - _CUT, sigma * np.arange(256.0), rng)
+
+
+def shot_noise(pixels: Pixels, severity: int, rng: np.random.Generator) -> Pixels:
+    photons = chosen((60.0, 25.0, 12.0, 5.0, 3.0), severity)
+    return counted(pixels, photon_table(tuple(photons * np.arange(256) / 255), photons, cut=True), rng)
+
+
+def counted(pixels: Pixels, table: UInt8[np.ndarray, "n"], rng: np.random.Generator) -> Pixels:
+    """Every value becomes one of the 4096 equally likely ones that the table holds for its grey level."""
+    index = (uniform_words(rng, pixels.shape) >> np.uint16(4)) | (pixels.astype(np.uint32) << np.uint32(12))
+    return np.take(table, index, mode="clip")
+
+
+@lru_cache(maxsize=8)
+def photon_table(expected: tuple[float, ...], white: float, cut: bool = False) -> UInt8[np.ndarray, "n"]:
+    """Grey levels of a Poisson count at 4096 quantiles, for each of 256 grey levels' expected counts.
+
+    Args:
+        white: the count that is white; more is clipped.
+        cut: to whole grey levels instead of rounded.
+    """
+    mean = np.maximum(np.array(expected), 1e-12)[:, None]
+    counts = np.arange(int(mean.max() + 6 * mean.max() ** 0.5 + 8))
+    log_factorial = np.concatenate([[0.0], np.cumsum(np.log(counts[1:]))])
+    reached = np.exp(counts * np.log(mean) - mean - log_factorial).cumsum(axis=1)
+    grey = np.minimum(255 * counts / white + (1e-6 if cut else 0.5), 255).astype(np.uint8)
+    quantiles = (np.arange(4096) + 0.5) / 4096
+    places = [np.minimum(np.searchsorted(row, quantiles), len(counts) - 1) for row in reached]
+    return grey[np.concatenate(places)]
+
+
+def impulse_noise(pixels: Pixels, severity: int, rng: np.random.Generator) -> Pixels:
+    return salt_and_pepper(pixels, chosen((0.03, 0.06, 0.09, 0.17, 0.27), severity), rng)
+
+
+def salt_and_pepper(pixels: Pixels, share: float, rng: np.random.Generator) -> Pixels:
+    """Half of the share of values becomes white, half black; a larger share holds the smaller one."""
+    draws = uniform_words(rng, pixels.shape).reshape(len(pixels), -1)
+    half = round(share * 32768)
+    flat = pixels.reshape(len(pixels), -1)
+    kept = cv2.bitwise_and(flat, cv2.compare(draws, float(half), cv2.CMP_GE))
+    return cv2.bitwise_or(kept, cv2.compare(draws, float(65536 - half), cv2.CMP_GE)).reshape(pixels.shape)
+
+
+def gaussian_blur(pixels: Pixels, severity: int, rng: np.random.Generator) -> Pixels:
+    sigma = chosen((1.0, 2.0, 3.0, 4.0, 6.0), severity) * width_share(pixels)
+    return cv2.GaussianBlur(pixels, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE)
+
+
+def defocus_blur(pixels: Pixels, severity: int, rng: np.random.Generator) -> Pixels:
+    radius, alias_sigma = chosen(((3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5)), severity)
+    share = width_share(pixels)
+    radius_px = max(1, round(radius * share))
+    half = max(8 if radius <= 8 else radius, radius_px) if share == 1 else radius_px + 2
+    y, x = np.mgrid[-half : half + 1, -half : half + 1]
+    disk = (x**2 + y**2 <= radius_px**2).astype(np.float32)
+    window = (3, 3) if radius <= 8 else (5, 5)
+    disk = cv2.GaussianBlur(disk / disk.sum(), window, alias_sigma)
+    rows = np.flatnonzero(disk.any(axis=1))
+    disk = disk[rows[0] : rows[-1] + 1, rows[0] : rows[-1] + 1]
+    return cv2.filter2D(pixels, -1, disk, delta=-_CUT, borderType=cv2.BORDER_REFLECT_101)
+
+
+def motion_blur(pixels: Pixels, severity: int, rng: np.random.Generator) -> Pixels:
+    radius, sigma = chosen(((10, 3), (15, 5), (15, 8), (15, 12), (20, 15)), severity)
+    return blurred_one_way(pixels, radius, sigma, rng.uniform(-45, 45))
+
+
+def blurred_one_way(
+    pixels: UInt8[np.ndarray, "h w 3"] | UInt8[np.ndarray, "h w"], radius_px: float, sigma_px: float, angle_deg: float
+) -> UInt8[np.ndarray, "h w 3"] | UInt8[np.ndarray, "h w"]:
+    """Half a bell along a straight path of 2 radius + 1 whole steps from each pixel, edges repeated, result cut."""
+    share = pixels.shape[1] / IMAGE_WIDTH_PX
+    steps = np.arange(2 * max(1, round(radius_px * share)) + 1)
+    weights = np.exp(-(steps**2) / (2 * (sigma_px * share) ** 2))
+    angle = np.deg2rad(angle_deg)
+    at = np.ceil(np.outer(steps, [np.cos(angle), np.sin(angle)]) - 0.5).astype(int)
+    low = at.min(axis=0)
+    kernel = np.zeros(tuple((at.max(axis=0) - low + 1)[::-1]), np.float32)
+    np.add.at(kernel, (at[:, 1] - low[1], at[:, 0] - low[0]), weights / weights.sum())
+    anchor = (int(-low[0]), int(-low[1]))
+    return cv2.filter2D(pixels, -1, kernel, anchor=anchor, delta=-_CUT, borderType=cv2.BORDER_REPLICATE)
+
+
+def zoom_blur(pixels: Pixels, severity: int, rng: np.random.Generator) -> Pixels:
+    end, step = chosen(((1.11, 0.01), (1.16, 0.01), (1.21, 0.02), (1.26, 0.02), (1.31, 0.03)), severity)
+    return zoom_mean(pixels, np.arange(1, end, step))
+
+
+def zoom_mean(pixels: Pixels, factors: Float[np.ndarray, "n"]) -> Pixels:
+    """Mean of the picture and its enlargements about the middle, cut to whole grey levels."""
+    total = pixels.astype(np.float32)
+    for factor in factors:
+        cv2.accumulate(zoomed(pixels, float(factor)), total)
+    return cv2.convertScaleAbs(np.maximum(total / (len(factors) + 1) - _CUT, 0))
+
+
+def zoomed(layer: np.ndarray, factor: float) -> np.ndarray:
+    """The middle enlarged, linear between pixels, corner pixel on corner pixel, as SciPy's zoom places them."""
+    matrix = np.zeros((2, 3))
+    for axis, length in enumerate((layer.shape[1], layer.shape[0])):
+        crop = int(np.ceil(length / factor))
+        enlarged = round(crop * factor)
+        matrix[axis, axis] = (crop - 1) / max(enlarged - 1, 1)
+        matrix[axis, 2] = (length - crop) // 2
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return cv2.warpAffine(layer, matrix, layer.shape[1::-1], flags=flags, borderMode=cv2.BORDER_REPLICATE)
+
+
+def fog(pixels: Pixels, severity: int, rng: np.random.Generator) -> Pixels:
+    strength, decay = chosen(((1.5, 2.0), (2.0, 2.0), (2.5, 1.7), (2.5, 1.5), (3.0, 1.4)), severity)
+    return fogged(pixels, strength * plasma(pixels.shape[:2], decay, rng), strength)
+
+
+def fogged(pixels: Pixels, added: Float32[np.ndarray, "h w"], strength: float) -> Pixels:
+    """(x + added) m / (m + strength), where m is the brightest value of the picture."""
+    brightest = float(pixels.max()) / 255
+    scale = brightest / (brightest + strength) if brightest else 0.0
+    # Stored to 1/65535: an eight bit veil would lose a third of a grey level.
+    veil = cv2.merge([cv2.multiply(added, 255 * scale)] * 3)
+    return cv2.addWeighted(pixels, scale, veil, 1.0, -_CUT, dtype=cv2.CV_8U)
+
+
+def snow(pixels: Pixels, severity: int, rng: np.random.Generator) -> Pixels:
+    *flakes, mix = chosen(
+        (
+            *((0.1, 0.3, 3.0, 0.5, 10, 4, 0.8), (0.2, 0.3, 2.0, 0.5, 12, 4, 0.7), (0.55, 0.3, 4.0, 0.9, 12, 8, 0.7)),
+            *((0.55, 0.3, 4.5, 0.85, 12, 8, 0.65), (0.55, 0.3, 2.5, 0.85, 12, 12, 0.55)),
+        ),
+        severity,
+    )
+    return snowed(snow_haze(pixels, mix), snow_layer(pixels.shape[:2], tuple(flakes), rng))
+
+
+def snow_layer(shape: tuple[int, int], flakes: tuple[float, ...], rng: np.random.Generator) -> UInt8[np.ndarray, "h w"]:
+    """Blown flakes: (mean, deviation, zoom, threshold, radius, sigma) of normal noise, enlarged, cut and blurred."""
+    mean, deviation, zoom, threshold, radius, sigma = flakes
+    factor = max(1.0, zoom * shape[1] / IMAGE_WIDTH_PX)
+    # Only the middle of the noise is enlarged: the rest need not be drawn.
+    crop = [int(np.ceil(length / factor)) for length in shape]
+    layer = np.zeros(shape, np.float32)
+    top, left = ((length - part) // 2 for length, part in zip(shape, crop, strict=True))
+    noise = rng.standard_normal(crop, dtype=np.float32) * np.float32(deviation) + np.float32(mean)
+    layer[top : top + crop[0], left : left + crop[1]] = noise
+    layer = zoomed(layer, factor)
+    layer = np.clip(np.where(layer < threshold, 0, layer), 0, 1)
+    return blurred_one_way(np.rint(255 * layer).astype(np.uint8), radius, sigma, rng.uniform(-135, -45))
+
+
+def snow_haze(pixels: Pixels, mix: float) -> Pixels:
+    """mix x + (1 - mix) max(x, 1.5 grey + 0.5)."""
+    grey = cv2.cvtColor(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    hazed = cv2.addWeighted(pixels, mix, grey, 1.5 * (1 - mix), 127.5 * (1 - mix) - _CUT)
+    return cv2.max(pixels, hazed)
+
+
+def snowed(pixels: Pixels, layer: UInt8[np.ndarray, "h w"]) -> Pixels:
+    """The flakes and the same flakes turned by half a turn, added."""
+    both = cv2.add(layer, cv2.rotate(layer, cv2.ROTATE_180))
+    return cv2.add(pixels, cv2.cvtColor(both, cv2.COLOR_GRAY2RGB))
+
+
+def brightness(pixels: Pixels, severity: int, rng: np.random.Generator) -> Pixels:
+    return value_raised(pixels, chosen((0.1, 0.2, 0.3, 0.4, 0.5), severity))
+
+
+def value_raised(pixels: Pixels, added: float) -> Pixels:
+    """HSV value plus ``added`` of 1, hue and saturation kept: the colours are scaled by one factor."""
+    value = pixels.max(axis=2)
+    levels = np.arange(256)
+    factor = np.minimum(levels + 255 * added, 255) / np.maximum(levels, 1)
+    factors = cv2.LUT(value, factor.astype(np.float32))
+    brightened = cv2.multiply(pixels, cv2.merge([factors] * 3), dtype=cv2.CV_32F)
+    brightened[value == 0] = 255 * added
+    return cv2.convertScaleAbs(np.maximum(brightened - _CUT + 1e-3, 0))
+
+
+def contrast(pixels: Pixels, severity: int, rng: np.random.Generator) -> Pixels:
+    kept = chosen((0.4, 0.3, 0.2, 0.1, 0.05), severity)
+    means = cv2.mean(pixels)[:3]
+    table = np.stack([(np.arange(256) - mean) * kept + mean for mean in means], axis=1)
+    return cv2.LUT(pixels, table.astype(np.uint8)[None])
+
+
+def saturate(pixels: Pixels, severity: int, rng: np.random.Generator) -> Pixels:
+    factor, added = chosen(((0.3, 0.0), (0.1, 0.0), (2.0, 0.0), (5.0, 0.1), (20.0, 0.2)), severity)
+    return resaturated(pixels, factor, added)
+
+
+def resaturated(pixels: Pixels, factor: float, added: float) -> Pixels:
+    """HSV saturation times ``factor`` plus ``added``; as published, grey has the hue of red."""
+    red, green, blue = cv2.split(pixels)
+    high, low = cv2.max(cv2.max(red, green), blue), cv2.min(cv2.min(red, green), blue)
+    table = _saturation_table(factor, added)
+    grow = cv2.merge([np.take(table, low + (high.astype(np.uint16) << 8))] * 3)
+    high = cv2.merge([high] * 3)
+    changed = cv2.subtract(high, cv2.multiply(cv2.subtract(high, pixels), grow, dtype=cv2.CV_32F), dtype=cv2.CV_32F)
+    if added:
+        grey = (high[..., 0] == low) & (low > 0)
+        changed[..., 1:][grey] = low[grey, None] * (1 - added)
+    return cv2.convertScaleAbs(np.maximum(changed - _CUT + 1e-3, 0))
+
+
+@lru_cache(maxsize=8)
+def _saturation_table(factor: float, added: float) -> Float32[np.ndarray, "65536"]:
+    """How much farther from the highest channel each channel moves, by 256 highest + lowest."""
+    high, low = np.divmod(np.arange(65536), 256)
+    before = np.where(high > low, 1 - low / np.maximum(high, 1), 0)
+    after = np.clip(before * factor + added, 0, 1)
+    return (after / np.where(before > 0, before, 1)).astype(np.float32)
+
+
+def jpeg_compression(pixels: Pixels, severity: int, rng: np.random.Generator) -> Pixels:
+    return recoded(pixels, chosen((25, 18, 15, 10, 7), severity))
+
+
+def recoded(pixels: Pixels, quality: int) -> Pixels:
+    """As it comes back from a JPEG of that quality."""
+    done, encoded = cv2.imencode(
+        ".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, int(quality)]
+    )
+    assert done, "OpenCV could not encode a JPEG from uint8 RGB"
+    return cv2.cvtColor(cv2.imdecode(encoded, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+
+
+def pixelate(pixels: Pixels, severity: int, rng: np.random.Generator) -> Pixels:
+    share = chosen((0.6, 0.5, 0.4, 0.3, 0.25), severity)
+    height, width = pixels.shape[:2]
+    size = (max(1, int(width * share)), max(1, int(height * share)))
+    small = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+    return cv2.resize(small, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)

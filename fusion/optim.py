@@ -7,17 +7,22 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from fusion.muon import MuonAdamW
 from fusion.stages import is_below
 
 SCHEDULES = ("onecycle", "constant")
+METHODS = ("adamw", "muon")
 ROUTER_PREFIX = "router"
+LAST_LAYERS = ("head.heatmaps", "head.regressions")
+"""Below these AdamW stays: Muon is for layers between others, not for the last ones."""
 
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """AdamW and its schedule.
+    """AdamW or Muon, and the schedule.
 
     Attributes:
+        method: ``adamw``, or ``muon`` for the weights between the first and the last layers (see MuonAdamW).
         learning_rate: peak of everything but the router.
         router_learning_rate: peak of the router.
         weight_decay: of weights; never of biases, norms and the router.
@@ -32,8 +37,11 @@ class OptimizerSettings:
     schedule: str = "onecycle"
     warm_up_steps: int = 50
     betas: Sequence[float] = (0.9, 0.999)
+    method: str = "adamw"
 
     def __post_init__(self):
+        if self.method not in METHODS:
+            raise ValueError(f"expected method to be one of {', '.join(METHODS)}, got '{self.method}'")
         for name in ("learning_rate", "router_learning_rate"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"expected {name} above 0, got {getattr(self, name)}")
@@ -44,7 +52,10 @@ class OptimizerSettings:
     def build(self, model: nn.Module, factor: Callable[[int], float]) -> tuple[torch.optim.AdamW, object]:
         """The optimiser, and the scheduler that multiplies every learning rate by ``factor(step)``."""
         groups = parameter_groups(model, self.learning_rate, self.router_learning_rate, self.weight_decay)
-        optimizer = torch.optim.AdamW(groups, betas=tuple(self.betas))
+        if self.method == "muon":
+            optimizer = MuonAdamW(with_muon_group(model, groups), betas=tuple(self.betas))
+        else:
+            optimizer = torch.optim.AdamW(groups, betas=tuple(self.betas))
         return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
@@ -67,6 +78,24 @@ def parameter_groups(
             key = "biases" if parameter.ndim <= 1 or name.endswith(".bias") else "weights"
         groups[key]["params"].append(parameter)
     return [group for group in groups.values() if group["params"]]
+
+
+def with_muon_group(model: nn.Module, groups: list[dict]) -> list[dict]:
+    """The groups with the inner weights taken out of ``weights`` into a group ``inner`` of their own, for Muon."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+
+    def is_inner(parameter: nn.Parameter) -> bool:
+        name = names[id(parameter)]
+        return name.endswith(".weight") and not any(is_below(name, prefix) for prefix in LAST_LAYERS)
+
+    split = []
+    for group in groups:
+        inner = [parameter for parameter in group["params"] if group["name"] == "weights" and is_inner(parameter)]
+        chosen = {id(parameter) for parameter in inner}
+        rest = [parameter for parameter in group["params"] if id(parameter) not in chosen]
+        split += [{**group, "params": rest, "muon": False}] if rest else []
+        split += [{**group, "params": inner, "name": "inner", "muon": True}] if inner else []
+    return split
 
 
 def learning_rate_factor(schedule: str, num_steps: int, warm_up_steps: int) -> Callable[[int], float]:

@@ -8,10 +8,14 @@ from sensors.faults.failures import FAILURES
 from sensors.faults.lidar import LIDAR_FAULTS
 from sensors.faults.protocol import Fault, restricted
 from sensors.faults.radar import RADAR_FAULTS
+from sensors.faults.time_stamps import STAMP_FAULTS
+from sensors.faults.time_stuck import STUCK_FAULTS
 from sensors.faults.weather import WEATHER_FAULTS
 
 CATALOGUE: tuple[Fault, ...] = (
     *FAILURES,
+    *STUCK_FAULTS,
+    *STAMP_FAULTS,
     *CAMERA_FAULTS,
     *LIDAR_FAULTS,
     *RADAR_FAULTS,

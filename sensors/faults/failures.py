@@ -61,13 +61,13 @@ class Freeze(Ladder):
         stuck = {}
         for channel in self.targets(frame):
             num_keyframes = int(level + draws.generator(channel).random())
-            before = _oldest(history, channel, num_keyframes)
+            before = oldest(history, channel, num_keyframes)
             if before is not None:
-                stuck[channel] = _dated_today(before, measurement_of(frame, channel))
+                stuck[channel] = dated_today(before, measurement_of(frame, channel))
         return with_measurements(frame, stuck)
 
 
-def _oldest(history: History, channel: str, num_keyframes: int) -> Measurement | None:
+def oldest(history: History, channel: str, num_keyframes: int) -> Measurement | None:
     """The measurement of at most that many keyframes ago, the oldest one; None at the scene's start."""
     for k in range(num_keyframes, 0, -1):
         before = history.past(channel, k)
@@ -76,7 +76,7 @@ def _oldest(history: History, channel: str, num_keyframes: int) -> Measurement |
     return None
 
 
-def _dated_today(before: Measurement, today: Measurement) -> Measurement:
+def dated_today(before: Measurement, today: Measurement) -> Measurement:
     """Old data under today's calibration and lag."""
     if isinstance(before, CameraImage):
         return replace(today, pixels=before.pixels)
@@ -88,7 +88,7 @@ def _absent(measurement: Measurement) -> None:
     return None
 
 
-def _worthless(measurement: Measurement) -> Measurement:
+def worthless(measurement: Measurement) -> Measurement:
     """A black picture; sweeps without points."""
     if isinstance(measurement, CameraImage):
         return replace(measurement, pixels=np.zeros_like(measurement.pixels))
@@ -99,13 +99,13 @@ CAMERA_DROP = SensorLoss("camera_drop", "lost", "camera", "cameras", (1.0, 2.0, 
 LIDAR_DROP = SensorLoss("lidar_drop", "lost", "lidar", "LiDARs (mean)", (0.2, 0.4, 0.6, 0.8, 1.0), remains=_absent)
 RADAR_DROP = SensorLoss("radar_drop", "lost", "radar", "radars", (1.0, 2.0, 3.0, 4.0, 5.0), remains=_absent)
 CAMERA_BLACKOUT = SensorLoss(
-    "camera_blackout", "blackout", "camera", "cameras", (1.0, 2.0, 3.0, 4.0, 6.0), remains=_worthless
+    "camera_blackout", "blackout", "camera", "cameras", (1.0, 2.0, 3.0, 4.0, 6.0), remains=worthless
 )
 LIDAR_BLACKOUT = SensorLoss(
-    "lidar_blackout", "blackout", "lidar", "LiDARs (mean)", (0.2, 0.4, 0.6, 0.8, 1.0), remains=_worthless
+    "lidar_blackout", "blackout", "lidar", "LiDARs (mean)", (0.2, 0.4, 0.6, 0.8, 1.0), remains=worthless
 )
 RADAR_BLACKOUT = SensorLoss(
-    "radar_blackout", "blackout", "radar", "radars", (1.0, 2.0, 3.0, 4.0, 5.0), remains=_worthless
+    "radar_blackout", "blackout", "radar", "radars", (1.0, 2.0, 3.0, 4.0, 5.0), remains=worthless
 )
 CAMERA_FREEZE = Freeze("camera_freeze", "stuck", "camera", "keyframes", (1.0, 2.0, 3.0, 4.0, 6.0))
 LIDAR_FREEZE = Freeze("lidar_freeze", "stuck", "lidar", "keyframes", (1.0, 2.0, 3.0, 4.0, 6.0))

@@ -58,7 +58,8 @@ def drifting_scene(num_frames: int, **sizes: int) -> list[Frame]:
             channel: tuple(replace(sweep, xyz_m=sweep.xyz_m + shift) for sweep in sweeps)
             for channel, sweeps in last.radars.items()
         }
-        frames.append(replace(last, token=f"token-{num_frames - 1 - age}", cameras=cameras, lidar=lidar, radars=radars))
+        place = dict(token=f"token-{num_frames - 1 - age}", keyframe=num_frames - 1 - age, num_keyframes=num_frames)
+        frames.append(replace(last, **place, cameras=cameras, lidar=lidar, radars=radars))
     return frames
 
 

@@ -30,6 +30,8 @@ def scene():
 
 
 def applied(fault, frame, history, level, token="token-7", epoch=None):
+    # Another token stands for a sample of another scene.
+    frame = frame if token == "token-7" else replace(frame, scene=token)
     return fault(frame, history, level, Draws(5, token, fault.name, epoch))
 
 
@@ -58,7 +60,9 @@ def test_clean_level_is_the_frame_itself(fault, scene):
 @EVERY
 def test_harm_grows_from_level_to_level(fault, scene):
     # Faults that act or not by chance need more samples; they are cheap.
-    tokens = [f"token {i}" for i in range(30 if fault.worst == 1 and "LiDARs" in fault.unit else 4)]
+    by_chance = (fault.worst == 1 and "LiDARs" in fault.unit) or fault.family in ("stuck", "late")
+    by_chance = by_chance or fault.unit == "share of frames"
+    tokens = [f"token {i}" for i in range((30 if fault.modality == "lidar" else 12) if by_chance else 4)]
     scope = scope_of(fault)
     frame = with_measurements(scene[-1], {channel: None for channel in CHANNELS if channel not in scope})
     if fault.name == "camera_fog":
@@ -74,8 +78,9 @@ def test_harm_grows_from_level_to_level(fault, scene):
 def test_same_draws_same_bytes_and_others_differ(fault, scene):
     # Between two whole levels, so that whole-sensor faults leave something to chance.
     level = (fault.levels[0] + fault.levels[1]) / 2
-    first = [digest(applied(fault, scene[-1], history_of(scene), level, f"t{i}")) for i in range(6)]
-    again = [digest(applied(fault, scene[-1], history_of(scene), level, f"t{i}")) for i in reversed(range(6))]
+    tokens = [f"t{i}" for i in range(30 if fault.family == "late" else 6)]
+    first = [digest(applied(fault, scene[-1], history_of(scene), level, token)) for token in tokens]
+    again = [digest(applied(fault, scene[-1], history_of(scene), level, token)) for token in reversed(tokens)]
     assert first == again[::-1]
     if fault.name not in NO_CHANCE:
         assert len(set(first)) > 1
@@ -210,9 +215,10 @@ def test_every_fault_harms_a_real_keyframe(nuscenes_real):
     # The real keyframe comes without radar: those are lent by the toy frame.
     read = NuScenesFrames(nuscenes_real / "frame", "v1.0-mini", "mini_train", missing="absent")[0]
     front = {"CAM_FRONT": read.cameras["CAM_FRONT"]}
-    frame = replace(read, cameras=front, radars=drifting_scene(1, **SIZES)[0].radars)
+    radars = drifting_scene(1, **SIZES)[0].radars
+    frame = replace(read, cameras=front, radars=radars, ego_speed_mps=8.0, ego_yaw_rate_radps=0.1)
     for fault in CATALOGUE:
-        if fault.family == "stuck":
+        if fault.family in ("stuck", "late"):
             continue
         # Whole-sensor faults of one camera by their worst level: all of them.
         level = fault.worst if fault.family in ("lost", "blackout") else fault.levels[2]

@@ -91,6 +91,7 @@ def toy_frame(token: str = "token-0", seed: int = 0, num_sweeps: int = 2, **size
             for i, channel in enumerate(RADARS)
         },
         boxes=None,
+        ego_yaw_rate_radps=0.1,
     )
 
 

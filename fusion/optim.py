@@ -28,6 +28,7 @@ class OptimizerSettings:
         weight_decay: of weights; never of biases, norms and the router.
         schedule: ``onecycle`` or ``constant`` (after the warm-up).
         warm_up_steps: optimiser steps until the peak.
+        muon_learning_rate: peak of the weights that Muon moves; by its measure five times AdamW's is a good start.
         betas: of the running means of gradient and squared gradient; a shorter second memory (0.99) suits short runs.
     """
 
@@ -38,11 +39,12 @@ class OptimizerSettings:
     warm_up_steps: int = 50
     betas: Sequence[float] = (0.9, 0.999)
     method: str = "adamw"
+    muon_learning_rate: float = 0.02
 
     def __post_init__(self):
         if self.method not in METHODS:
             raise ValueError(f"expected method to be one of {', '.join(METHODS)}, got '{self.method}'")
-        for name in ("learning_rate", "router_learning_rate"):
+        for name in ("learning_rate", "router_learning_rate", "muon_learning_rate"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"expected {name} above 0, got {getattr(self, name)}")
         if not self.weight_decay >= 0:
@@ -53,7 +55,7 @@ class OptimizerSettings:
         """The optimiser, and the scheduler that multiplies every learning rate by ``factor(step)``."""
         groups = parameter_groups(model, self.learning_rate, self.router_learning_rate, self.weight_decay)
         if self.method == "muon":
-            optimizer = MuonAdamW(with_muon_group(model, groups), betas=tuple(self.betas))
+            optimizer = MuonAdamW(with_muon_group(model, groups, self.muon_learning_rate), betas=tuple(self.betas))
         else:
             optimizer = torch.optim.AdamW(groups, betas=tuple(self.betas))
         return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
@@ -80,7 +82,7 @@ def parameter_groups(
     return [group for group in groups.values() if group["params"]]
 
 
-def with_muon_group(model: nn.Module, groups: list[dict]) -> list[dict]:
+def with_muon_group(model: nn.Module, groups: list[dict], learning_rate: float) -> list[dict]:
     """The groups with the inner weights taken out of ``weights`` into a group ``inner`` of their own, for Muon."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
 
@@ -94,7 +96,8 @@ def with_muon_group(model: nn.Module, groups: list[dict]) -> list[dict]:
         chosen = {id(parameter) for parameter in inner}
         rest = [parameter for parameter in group["params"] if id(parameter) not in chosen]
         split += [{**group, "params": rest, "muon": False}] if rest else []
-        split += [{**group, "params": inner, "name": "inner", "muon": True}] if inner else []
+        if inner:
+            split.append({**group, "params": inner, "name": "inner", "lr": learning_rate, "muon": True})
     return split
 
 

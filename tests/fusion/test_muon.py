@@ -1,4 +1,4 @@
-"""Muon against the singular value decomposition, its AdamW part against torch's own, and its memory across a restart."""
+"""Muon against the singular value decomposition, its AdamW part against torch's own, its memory across a restart."""
 
 import copy
 import math
@@ -90,12 +90,14 @@ def test_a_restarted_optimizer_goes_on_exactly():
 def test_every_parameter_has_one_group_and_the_ends_of_the_network_stay_with_adamw():
     model = small_model()
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    optimizer, _ = OptimizerSettings(method="muon").build(model, lambda step: 1.0)
+    optimizer, _ = OptimizerSettings(method="muon", muon_learning_rate=0.03).build(model, lambda step: 1.0)
     by_method = {True: set(), False: set()}
     for group in optimizer.param_groups:
         by_method[group["muon"]] |= {names[id(parameter)] for parameter in group["params"]}
     assert not by_method[True] & by_method[False]
     assert by_method[True] | by_method[False] == set(names.values())
+    rates = {group["muon"]: group["lr"] for group in optimizer.param_groups if group["name"] != "router"}
+    assert rates == {True: 0.03, False: 1e-3}
     assert any(name.startswith("trunk.") for name in by_method[True])
     assert all(name.endswith(".weight") and not name.startswith(("router", *LAST_LAYERS)) for name in by_method[True])
     assert any(name.startswith(LAST_LAYERS) and name.endswith("weight") for name in by_method[False])

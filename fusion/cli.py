@@ -20,6 +20,7 @@ COMMANDS = {
     "evaluate": "score a trained run with the official nuScenes metrics",
     "robustness": "score a trained run under a suite of sensor failures and budgets",
     "report": "write the HTML page of a run",
+    "corrupt": "write a corrupted copy of a data set, for other code bases",
     "view": "pictures: a sample, the gallery of all faults, a training schedule of faults",
     "summary": "print parameters and GFLOPs of a model, unit by unit",
     "check": "say whether this machine has what dynfusion needs",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Float64, Int64
+from jaxtyping import Bool, Float, Float32, Float64
 
 from datamodules.augment import (
     BevAugmentation,
@@ -19,12 +19,13 @@ from datamodules.augment import (
     inverse_of,
     keyed_generator,
 )
-from datamodules.batch import LIDAR_FIELDS, RADAR_FIELDS
+from datamodules.batch import RADAR_FIELDS
 from datamodules.nuscenes import NuScenesFrames
 from datamodules.targets import CleanTargets, depth_targets, targets_of
 from sensors.boxes import Boxes
 from sensors.frame import Frame, History
 from sensors.health import health_of, thumbnails_of
+from sensors.lidar import gathered_points, within
 from sensors.rig import CAMERAS, CHANNELS, RADARS
 
 
@@ -210,16 +211,9 @@ def lidar_points(
     frame: Frame, aug_from_ego: Float64[np.ndarray, "4 4"], range_m: tuple[float, ...] | None = None
 ) -> Float32[np.ndarray, "p 5"]:
     """All sweeps as rows of LIDAR_FIELDS in the augmented ego frame, within ``range_m`` where that is given."""
-    parts = [np.empty((0, len(LIDAR_FIELDS)), np.float32)]
-    for sweep in frame.lidar:
-        x, y, z = _moved(sweep.xyz_m, aug_from_ego @ sweep.ego_from_lidar.matrix)
-        kept = _within(x, y, z, range_m)
-        rows = np.empty((len(kept), len(LIDAR_FIELDS)), np.float32)
-        rows[:, 0], rows[:, 1], rows[:, 2] = x[kept], y[kept], z[kept]
-        rows[:, 3] = sweep.intensity[kept] * np.float32(1 / 255)
-        rows[:, 4] = sweep.lag_s
-        parts.append(rows)
-    return np.concatenate(parts)
+    points = gathered_points(frame.lidar, aug_from_ego, range_m)
+    points[:, 3] *= np.float32(1 / 255)
+    return points
 
 
 def radar_points(
@@ -242,21 +236,10 @@ def radar_points(
         rows[:, 9] = sweep.ambig_state == 3
         parts.append(rows)
     points = np.concatenate(parts)
-    return points if range_m is None else points[_within(points[:, 0], points[:, 1], points[:, 2], range_m)]
+    return points if range_m is None else points[within(points, range_m)]
 
 
 def _moved(xyz_m: Float[np.ndarray, "n 3"], dst_from_src: Float64[np.ndarray, "4 4"]) -> Float32[np.ndarray, "3 n"]:
     """Points through a 4x4, as columns, in float32: between two frames of the vehicle coordinates stay small."""
     linear, shift_m = dst_from_src[:3, :3].astype(np.float32), dst_from_src[:3, 3:].astype(np.float32)
     return linear @ np.ascontiguousarray(xyz_m.T, np.float32) + shift_m
-
-
-def _within(
-    x: Float[np.ndarray, "n"], y: Float[np.ndarray, "n"], z: Float[np.ndarray, "n"], range_m: tuple[float, ...] | None
-) -> Int64[np.ndarray, "k"]:
-    """Which points lie in the range: lower bounds inside, upper ones outside."""
-    if range_m is None:
-        return np.arange(len(x))
-    low, high = range_m[:3], range_m[3:]
-    inside = (x >= low[0]) & (x < high[0]) & (y >= low[1]) & (y < high[1]) & (z >= low[2]) & (z < high[2])
-    return np.flatnonzero(inside)

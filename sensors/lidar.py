@@ -1,14 +1,18 @@
 """One LiDAR sweep, and nuScenes' ``.pcd.bin`` format: float32 rows of x y z intensity ring."""
 
+import math
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Float32, Int, UInt8
 
 from sensors.transforms import RigidTransform
 
 _FIELDS = 5
+_POINT = np.dtype((np.void, 4 * _FIELDS))
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,41 +44,104 @@ class LidarSweep:
         return self.ego_from_lidar.points(self.xyz_m)
 
 
-def read_lidar(path: Path, lag_s: float, ego_from_lidar: RigidTransform) -> LidarSweep:
-    """Read a ``.pcd.bin``; points with a NaN or infinite coordinate are left out (they are no returns).
+def read_lidar(path: Path, lag_s: float, ego_from_lidar: RigidTransform, close_m: float = 0.0) -> LidarSweep:
+    """Read a ``.pcd.bin``; points with a NaN or infinite number are left out (they are no returns).
+
+    A file of one NaN point is an empty measurement, as in nuScenes' radar files; a file of no bytes is a damaged one. A
+    file that was cut off between two points cannot be told from a short measurement by itself: see
+    ``datamodules.sizes``.
+
+    Args:
+        close_m: points nearer than this to the sensor's axis are left out.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: its size is no multiple of five float32, or more than half of its points are not finite.
+        ValueError: no bytes, a size that is no multiple of five float32, or more than half of the points not finite.
     """
-    encoded = path.read_bytes()
-    if len(encoded) % (4 * _FIELDS):
-        raise ValueError(
-            f"expected rows of {_FIELDS} float32 (20 bytes) in {path}, got {len(encoded)} bytes; the file is cut off: "
-            "copy it again"
-        )
-    rows = np.frombuffer(encoded, np.float32).reshape(-1, _FIELDS)
-    if not np.isfinite(rows).all():
-        finite = np.isfinite(rows).all(axis=1)
-        if finite.mean() < 0.5:
+    with open(path, "rb", buffering=0) as file:
+        num_bytes = os.fstat(file.fileno()).st_size
+        if num_bytes % _POINT.itemsize or not num_bytes:
             raise ValueError(
-                f"expected finite points in {path}, got {int((~finite).sum())} of {len(rows)} with NaN or infinity; "
-                "copy the file again"
+                f"expected rows of {_FIELDS} float32 ({_POINT.itemsize} bytes) in {path}, got {num_bytes} bytes; the "
+                "file is cut off: copy it again"
             )
-        rows = rows[finite]
-    return LidarSweep(
-        np.ascontiguousarray(rows[:, :3]), rows[:, 3].copy(), rows[:, 4].astype(np.uint8), lag_s, ego_from_lidar
-    )
+        rows = np.empty((num_bytes // _POINT.itemsize, _FIELDS), np.float32)
+        file.readinto(rows)
+    flat = rows.reshape(-1)
+    # A sum of squares is not finite where one number is not, and costs a tenth of looking at each.
+    if not math.isfinite(np.dot(flat, flat)):
+        rows = _finite_rows(rows, path)
+    if close_m > 0:
+        kept = without_close(rows, close_m)
+        rows = rows if kept.all() else chosen_rows(rows, kept)
+    return LidarSweep(rows[:, :3], rows[:, 3], rows[:, 4].astype(np.uint8), lag_s, ego_from_lidar)
+
+
+def _finite_rows(rows: Float[np.ndarray, "n 5"], path: Path) -> Float[np.ndarray, "k 5"]:
+    finite = np.isfinite(rows).all(axis=1)
+    if finite.mean() < 0.5 and len(rows) > 1:
+        raise ValueError(
+            f"expected finite points in {path}, got {int((~finite).sum())} of {len(rows)} with NaN or infinity; "
+            "copy the file again"
+        )
+    return rows[finite]
 
 
 def encode_lidar(sweep: LidarSweep) -> bytes:
-    """The bytes of a ``.pcd.bin`` file."""
+    """The bytes of a ``.pcd.bin`` file; an empty sweep is written as one NaN point."""
     rows = np.concatenate([sweep.xyz_m, sweep.intensity[:, None], sweep.ring[:, None]], axis=1)
+    if not len(rows):
+        rows = np.full((1, _FIELDS), np.nan)
     return rows.astype("<f4").tobytes()
 
 
-def without_close(xyz_m: Float[np.ndarray, "n 3"], radius_m: float) -> Bool[np.ndarray, "n"]:
-    """Mask of the points farther than ``radius_m`` from the sensor axis.
+def gathered_points(
+    sweeps: Sequence[LidarSweep],
+    dst_from_ego: Float[np.ndarray, "4 4"],
+    range_m: tuple[float, ...] | None = None,
+) -> Float32[np.ndarray, "p 5"]:
+    """The points of all sweeps in one frame, in the order of the sweeps: x, y, z, intensity, lag_s.
+
+    Args:
+        dst_from_ego: from the keyframe's ego frame; any 4x4 of the last row 0 0 0 1. Coordinates of both frames are
+            small (a vehicle's surroundings), so that float32 holds them to some hundredths of a millimetre.
+        range_m: x, y, z from, x, y, z to in the destination: lower bounds inside, upper ones outside. None for all.
+    """
+    points = np.empty((sum(map(len, sweeps)), 5), np.float32)
+    end = 0
+    for sweep in sweeps:
+        dst_from_lidar = (dst_from_ego @ sweep.ego_from_lidar.matrix).astype(np.float32)
+        own = points[end : end + len(sweep)]
+        np.matmul(sweep.xyz_m.astype(np.float32, copy=False), dst_from_lidar[:3, :3].T, out=own[:, :3])
+        for axis in range(3):
+            # Column by column: numpy adds three numbers to each of many rows ten times slower.
+            own[:, axis] += dst_from_lidar[axis, 3]
+        own[:, 3], own[:, 4] = sweep.intensity, sweep.lag_s
+        if range_m is not None:
+            kept = within(own, range_m)
+            inside = chosen_rows(own, kept)
+            own = points[end : end + len(inside)]
+            own[:] = inside
+        end += len(own)
+    return points[:end]
+
+
+def chosen_rows(rows: Float32[np.ndarray, "n 5"], kept: Bool[np.ndarray, "n"]) -> Float32[np.ndarray, "k 5"]:
+    """``rows[kept]``, several times faster: whole points move as one item."""
+    return rows.view(_POINT)[:, 0][kept].view(np.float32).reshape(-1, _FIELDS)
+
+
+def within(points: Float[np.ndarray, "n _"], range_m: tuple[float, ...]) -> Bool[np.ndarray, "n"]:
+    """Which points lie in x, y, z from, x, y, z to: lower bounds inside, upper ones outside."""
+    inside = np.ones(len(points), bool)
+    for axis in range(3):
+        column = points[:, axis]
+        inside &= (column >= range_m[axis]) & (column < range_m[axis + 3])
+    return inside
+
+
+def without_close(xyz_m: Float[np.ndarray, "n _"], radius_m: float) -> Bool[np.ndarray, "n"]:
+    """Mask of the points farther than ``radius_m`` from the sensor axis; columns after x and y are not looked at.
 
     A circle; the devkit's ``remove_close`` cuts a square.
     """

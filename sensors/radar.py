@@ -1,10 +1,13 @@
 """One radar sweep, and nuScenes' radar ``.pcd`` files: 18 fields of mixed types, binary."""
 
+import math
+import os
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Int8, Int16
+from jaxtyping import Bool, Float, Float32, Int, Int8, Int16
 
 from sensors.transforms import RigidTransform
 
@@ -15,8 +18,13 @@ PCD_FIELDS = (
     *(("is_quality_valid", "i1"), ("ambig_state", "i1"), ("x_rms", "i1"), ("y_rms", "i1")),
     *(("invalid_state", "i1"), ("pdh0", "i1"), ("vx_rms", "i1"), ("vy_rms", "i1")),
 )
-_ROW = np.dtype(list(PCD_FIELDS))
-_STATUS = ("dyn_prop", "is_quality_valid", "ambig_state", "invalid_state", "pdh0", "x_rms", "y_rms", "vx_rms", "vy_rms")
+_CODES = ("is_quality_valid", "ambig_state", "x_rms", "y_rms", "invalid_state", "pdh0", "vx_rms", "vy_rms")
+# The same 43 bytes as PCD_FIELDS, with neighbours of one type as one field: what is copied moves as two items per point
+# instead of eight.
+_STORED = np.dtype(list(PCD_FIELDS))
+_ROW = np.dtype([("xyz", "V12"), ("dyn_prop", "i1"), ("id", "<i2"), ("rcs_and_velocities", "V20"), ("codes", "i1", 8)])
+_MARKER = b"DATA binary\n"
+_USUAL_BYTES = 1 << 14
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,70 +81,116 @@ class RadarSweep:
         return (self.invalid_state == 0) & (self.dyn_prop >= 0) & (self.dyn_prop <= 6) & (self.ambig_state == 3)
 
 
-def read_radar(path: Path, lag_s: float, ego_from_radar: RigidTransform) -> RadarSweep:
-    """Read every point of a nuScenes radar file, unfiltered.
-
-    A file whose first point is NaN is nuScenes' way to write an empty measurement.
+def read_radar_rows(path: Path) -> np.ndarray:
+    """Every point of a nuScenes radar file as it is stored: a structured array of PCD_FIELDS, read-only.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the header is not nuScenes' radar header, or the data end too early.
     """
-    encoded = path.read_bytes()
-    marker = b"DATA binary\n"
-    start = encoded.find(marker)
-    if start < 0:
+    encoded = _content(path)
+    marker = encoded.find(_MARKER)
+    if marker < 0:
         raise ValueError(f"expected a binary PCD header in {path}, got none; copy the file again")
-    header = dict(line.split(" ", 1) for line in encoded[:start].decode("ascii", "replace").splitlines() if " " in line)
-    expected = " ".join(name for name, _ in PCD_FIELDS)
-    if header.get("FIELDS") != expected:
-        raise ValueError(f"expected the radar fields '{expected}' in {path}, got '{header.get('FIELDS')}'")
-    if not header.get("POINTS", "").strip().isdigit():
-        raise ValueError(f"expected a number of POINTS in the header of {path}, got '{header.get('POINTS')}'")
-    num_points = int(header["POINTS"])
-    body = encoded[start + len(marker) :]
-    if len(body) < num_points * _ROW.itemsize:
+    start = marker + len(_MARKER)
+    num_points, problem = _points_in_header(encoded[:marker])
+    if problem:
+        raise ValueError(problem.format(path=path))
+    if len(encoded) - start < num_points * _STORED.itemsize:
         raise ValueError(
-            f"expected {num_points} points of {_ROW.itemsize} bytes in {path}, got {len(body)} bytes; the file is cut "
-            "off: copy it again"
+            f"expected {num_points} points of {_STORED.itemsize} bytes in {path}, got {len(encoded) - start} bytes; "
+            "the file is cut off: copy it again"
         )
-    rows = np.frombuffer(body, _ROW, count=num_points)
-    if num_points and np.isnan(rows["x"][0]):
-        rows = rows[:0]
-    finite = np.isfinite(np.stack([rows[name] for name in ("x", "y", "z", "rcs", "vx", "vy", "vx_comp", "vy_comp")]))
-    return _sweep_of_rows(rows[finite.all(axis=0)], lag_s, ego_from_radar)
+    return np.frombuffer(encoded, _STORED, num_points, start)
 
 
-def _sweep_of_rows(rows: np.ndarray, lag_s: float, ego_from_radar: RigidTransform) -> RadarSweep:
-    def columns(*names):
-        return np.stack([rows[name] for name in names], axis=1).astype(np.float32)
+def read_radar(path: Path, lag_s: float, ego_from_radar: RigidTransform) -> RadarSweep:
+    """Read every point of a nuScenes radar file, unfiltered; points with a NaN or infinite number are left out.
 
+    A file whose first point is NaN is nuScenes' way to write an empty measurement. The arrays of codes are read-only
+    views of the file's bytes.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the header is not nuScenes' radar header, or the data end too early.
+    """
+    rows = read_radar_rows(path).view(_ROW)
+    xyz_m, reals, finite = _reals(rows)
+    if not finite:
+        finite_rows = np.isfinite(xyz_m).all(axis=1) & np.isfinite(reals).all(axis=1)
+        rows = rows[:0] if np.isnan(xyz_m[0, 0]) else rows[finite_rows]
+        xyz_m, reals, _ = _reals(rows)
+    quality, ambiguity, x_rms, y_rms, invalidity, pdh0, vx_rms, vy_rms = rows["codes"].T
     return RadarSweep(
-        xyz_m=columns("x", "y", "z"),
-        velocity_raw_mps=columns("vx", "vy"),
-        velocity_mps=columns("vx_comp", "vy_comp"),
-        rcs_dbsm=rows["rcs"].astype(np.float32),
-        track_id=rows["id"].astype(np.int16),
-        **{name: rows[name].copy() for name in _STATUS},
+        xyz_m=xyz_m,
+        velocity_raw_mps=reals[:, 1:3],
+        velocity_mps=reals[:, 3:],
+        rcs_dbsm=reals[:, 0],
+        track_id=rows["id"],
+        dyn_prop=rows["dyn_prop"],
+        is_quality_valid=quality,
+        ambig_state=ambiguity,
+        invalid_state=invalidity,
+        pdh0=pdh0,
+        x_rms=x_rms,
+        y_rms=y_rms,
+        vx_rms=vx_rms,
+        vy_rms=vy_rms,
         lag_s=lag_s,
         ego_from_radar=ego_from_radar,
     )
+
+
+def _content(path: Path) -> bytes:
+    """All bytes of a file, without Python's file objects: a sample has thirty such files, which would cost more."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        content = block = os.read(descriptor, _USUAL_BYTES)
+        while len(block) == _USUAL_BYTES:
+            block = os.read(descriptor, _USUAL_BYTES)
+            content += block
+    finally:
+        os.close(descriptor)
+    return content
+
+
+def _reals(rows: np.ndarray) -> tuple[Float32[np.ndarray, "n 3"], Float32[np.ndarray, "n 5"], bool]:
+    """Positions; RCS and velocities; and whether all of these numbers are finite."""
+    xyz, reals = rows["xyz"].copy().view("<f4"), rows["rcs_and_velocities"].copy().view("<f4")
+    # A sum of squares is not finite where one number is not, and is much cheaper than looking at each.
+    return xyz.reshape(-1, 3), reals.reshape(-1, 5), math.isfinite(xyz.dot(xyz) + reals.dot(reals))
+
+
+@lru_cache(maxsize=1024)
+def _points_in_header(header: bytes) -> tuple[int, str]:
+    """The number of points, and what is wrong with the header where something is.
+
+    Headers of one version differ in that number only, so that almost none is looked at twice.
+    """
+    words = dict(line.split(" ", 1) for line in header.decode("ascii", "replace").splitlines() if " " in line)
+    expected = " ".join(name for name, _ in PCD_FIELDS)
+    if words.get("FIELDS") != expected:
+        return 0, f"expected the radar fields '{expected}' in {{path}}, got '{_braced(words.get('FIELDS'))}'"
+    if not words.get("POINTS", "").strip().isdigit():
+        return 0, f"expected a number of POINTS in the header of {{path}}, got '{_braced(words.get('POINTS'))}'"
+    return int(words["POINTS"]), ""
+
+
+def _braced(text: str | None) -> str:
+    return str(text)[:200].replace("{", "{{").replace("}", "}}")
 
 
 def encode_radar(sweep: RadarSweep) -> bytes:
     """The bytes of a nuScenes radar ``.pcd``; an empty sweep is written as one NaN point, as nuScenes does."""
     rows = np.zeros(max(len(sweep), 1), _ROW)
     if len(sweep):
-        for i, name in enumerate(("x", "y", "z")):
-            rows[name] = sweep.xyz_m[:, i]
-        for i, name in enumerate(("vx", "vy")):
-            rows[name], rows[f"{name}_comp"] = sweep.velocity_raw_mps[:, i], sweep.velocity_mps[:, i]
-        rows["rcs"], rows["id"] = sweep.rcs_dbsm, sweep.track_id
-        for name in _STATUS:
-            rows[name] = getattr(sweep, name)
+        reals = np.column_stack([sweep.rcs_dbsm, sweep.velocity_raw_mps, sweep.velocity_mps])
+        rows["xyz"] = np.ascontiguousarray(sweep.xyz_m, "<f4").view("V12")[:, 0]
+        rows["rcs_and_velocities"] = np.ascontiguousarray(reals, "<f4").view("V20")[:, 0]
+        rows["dyn_prop"], rows["id"] = sweep.dyn_prop, sweep.track_id
+        rows["codes"] = np.stack([getattr(sweep, name) for name in _CODES], axis=1)
     else:
-        for name in ("x", "y", "z", "rcs", "vx", "vy", "vx_comp", "vy_comp"):
-            rows[name] = np.nan
+        rows["xyz"], rows["rcs_and_velocities"] = (np.full(k, np.nan, "<f4").tobytes() for k in (3, 5))
     types = {"f": "F", "i": "I"}
     header = (
         "# .PCD v0.7 - Point Cloud Data file format\nVERSION 0.7\n"

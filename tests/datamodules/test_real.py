@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from datamodules.index import build_index, open_index
+from datamodules.labels import boxes_of
 from datamodules.nuscenes import NuScenesFrames
 from sensors.boxes import ATTRIBUTE_NAMES, DETECTION_FROM_CATEGORY, DETECTION_NAMES, Boxes
 from sensors.camera import project
@@ -152,7 +153,7 @@ def test_frame_boxes_of_mini_val_are_the_devkits_in_the_ego_frame(tables):
     for i in range(0, len(frames), 8):
         sample = nusc.get("sample", frames.tokens[i])
         pose = nusc.get("ego_pose", nusc.get("sample_data", sample["data"]["LIDAR_TOP"])["ego_pose_token"])
-        own = frames._boxes(int(frames._rows[i]), frames._reference(int(frames._rows[i])).global_from_ego)
+        own = boxes_of(frames.index, int(frames.rows[i]), frames.chains.reference(int(frames.rows[i])).ego_from_global)
         expected = [box for box in nusc.get_boxes(sample["data"]["LIDAR_TOP"]) if box.name in DETECTION_FROM_CATEGORY]
         assert len(own) == len(expected)
         for k, box in enumerate(expected):
@@ -188,8 +189,8 @@ def test_every_chain_of_mini_val(tables):
 def test_ego_from_sensor_of_every_keyframe_of_mini_val(tables):
     nusc, frames = tables
     for i in range(0, len(frames), 20):
-        row = int(frames._rows[i])
-        sample, reference = nusc.get("sample", frames.tokens[i]), frames._reference(row)
+        row = int(frames.rows[i])
+        sample, reference = nusc.get("sample", frames.tokens[i]), frames.chains.reference(row)
         lidar = nusc.get("sample_data", sample["data"]["LIDAR_TOP"])
         ego_from_global = pose_of(nusc.get("ego_pose", lidar["ego_pose_token"])).inverse()
         for column, channel in enumerate(CHANNELS):
@@ -200,8 +201,10 @@ def test_ego_from_sensor_of_every_keyframe_of_mini_val(tables):
                 @ pose_of(nusc.get("calibrated_sensor", record["calibrated_sensor_token"]))
             )
             measurement = int(frames.index.samples.keyframes[row, column])
-            np.testing.assert_allclose(frames._ego_from_sensor(measurement, reference).matrix, chain.matrix, atol=1e-9)
-            lag_s = frames._lag_s(measurement, reference)
+            np.testing.assert_allclose(
+                frames.chains.ego_from_sensor(measurement, reference).matrix, chain.matrix, atol=1e-9
+            )
+            lag_s = frames.chains.lag_s(measurement, reference)
             assert lag_s == pytest.approx((sample["timestamp"] - record["timestamp"]) * 1e-6, abs=1e-12)
 
 

@@ -1,4 +1,4 @@
-"""LiDAR corruptions exactly as other suites publish them, their quirks included; our own definitions are in ``lidar_*``.
+"""LiDAR corruptions exactly as other suites publish them, quirks included; our own definitions are in ``lidar_*``.
 
 All act on rows x y z intensity ring in the sensor frame (metres, 0..255, 0..31) and return new rows: columns that a
 suite disturbs by mistake (noise on rings and intensities) are disturbed here too. ``rows_of`` and ``sweep_of`` lead
@@ -17,7 +17,7 @@ from jaxtyping import Float
 from sensors.lidar import LidarSweep
 from sensors.transforms import RigidTransform
 
-Points = Float[np.ndarray, "n 5"]
+Points = Float[np.ndarray, "_ 5"]
 """Rows x y z intensity ring."""
 
 _KEPT_BEAMS = {16: range(1, 32, 2), 8: range(1, 32, 4), 4: range(1, 32, 8)}
@@ -71,7 +71,7 @@ def multicorrupt_motion_blur(points: Points, sigma_m: float, rng: np.random.Gene
 
 
 def thu_noise_on_points(points: Points, share: float, sigma: float, rng: np.random.Generator) -> Points:
-    """Scene glare (share .01 to .05, sigma 2) and crosstalk (share .004 to .02, sigma 3): N(0, sigma) on all columns."""
+    """Scene glare (share .01 to .05, sigma 2) and crosstalk (.004 to .02, sigma 3): N(0, sigma) on all columns."""
     hit = rng.choice(len(points), int(share * len(points)), replace=False)
     noisy = points.copy()
     noisy[hit] += (sigma * rng.standard_normal((len(hit), points.shape[1]))).astype(points.dtype)
@@ -192,7 +192,7 @@ def adlab_extrinsic_noise(
 
 
 def d2ice_sector_drop(points: Points, width_deg: float, dropped_share: float, rng: np.random.Generator) -> Points:
-    """A random sector (published: 90 deg) loses a share (70 %) of its points; 360 deg and .5 for the plain 50 % drop."""
+    """A random sector (published: 90 deg) loses a share (70 %) of its points; 360 deg and .5 for the 50 % drop."""
     middle = rng.uniform(-np.pi, np.pi)
     away = np.abs((np.arctan2(points[:, 1], points[:, 0]) - middle + np.pi) % (2 * np.pi) - np.pi)
     return points[(away > np.deg2rad(width_deg) / 2) | (rng.random(len(points)) >= dropped_share)]

@@ -83,7 +83,7 @@ def thu_scale(points: Points, boxes: Boxes, change: float, rng: np.random.Genera
 
 
 def thu_shear(points: Points, boxes: Boxes, entry: float, rng: np.random.Generator) -> Points:
-    """Off-diagonal entries (0,2), (1,0), (1,2), (2,0) of U(c - .05, c + .05) with random signs, then back into the box."""
+    """Entries (0,2), (1,0), (1,2), (2,0) of U(c - .05, c + .05) with random signs, then squeezed into the box."""
 
     def sheared(inner: Points, box: _Box) -> Points:
         b, d, e, f = rng.uniform(entry - 0.05, entry + 0.05, 4) * rng.choice([-1, 1], 4)

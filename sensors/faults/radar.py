@@ -59,8 +59,7 @@ def clutter(sweep: RadarSweep, num_points: int, rng: np.random.Generator, frame:
     line_of_sight = np.stack([np.cos(azimuth), np.sin(azimuth)], axis=1)
     speed = rng.normal(0, 3, num_points)
     # A standing point seems to come towards a moving sensor with that part of its speed that lies along the line.
-    forward = sweep.ego_from_radar.inverse().vectors(np.array([[frame.ego_speed_mps, 0.0, 0.0]]))[0, :2]
-    raw_speed = speed - line_of_sight @ forward
+    raw_speed = speed - line_of_sight @ _forward_mps(sweep, frame)
     xyz_m = np.concatenate([line_of_sight * range_m[:, None], np.zeros((num_points, 1))], axis=1)
     status = {field.name: np.zeros(num_points, getattr(sweep, field.name).dtype) for field in _point_fields()}
     status.update({name: np.full_like(status[name], value) for name, value in _PLAIN_STATUS.items()})
@@ -116,9 +115,31 @@ def _range_azimuth_noise(sweep: RadarSweep, level: float, rng: np.random.Generat
 
 def _interference(sweep: RadarSweep, level: float, rng: np.random.Generator, frame: Frame) -> RadarSweep:
     """Another radar's burst: a wedge of the view is lost, and clutter appears outside of it."""
-    middle = rng.uniform(-HALF_VIEW_RAD, HALF_VIEW_RAD)
-    both = concatenated([sweep, clutter(sweep, _BURST_CLUTTER, rng, frame)])
-    return both.select(np.abs(azimuth_of(both) - middle) > np.deg2rad(level) / 2)
+    middle, half = rng.uniform(-HALF_VIEW_RAD, HALF_VIEW_RAD), np.deg2rad(level) / 2
+    false = clutter(sweep, _BURST_CLUTTER, rng, frame)
+    low, high = max(middle - half, -HALF_VIEW_RAD), min(middle + half, HALF_VIEW_RAD)
+    # Azimuths uniform over the view become uniform over what the wedge leaves of it.
+    share = (azimuth_of(false) + HALF_VIEW_RAD) / (2 * HALF_VIEW_RAD)
+    outside = share * (2 * HALF_VIEW_RAD - (high - low)) - HALF_VIEW_RAD
+    outside = np.where(outside < low, outside, outside + (high - low))
+    return concatenated(
+        [sweep.select(np.abs(azimuth_of(sweep) - middle) > half), _rotated(false, outside - azimuth_of(false), frame)]
+    )
+
+
+def _rotated(sweep: RadarSweep, angle_rad: Float[np.ndarray, "n"], frame: Frame) -> RadarSweep:
+    """False points at other azimuths: same range and speed over ground, raw speed as seen from the moving sensor."""
+    xyz_m = np.concatenate([_turned(sweep.xyz_m[:, :2], angle_rad), sweep.xyz_m[:, 2:]], axis=1)
+    velocity = _turned(sweep.velocity_mps, angle_rad)
+    line = xyz_m[:, :2] / np.maximum(np.hypot(xyz_m[:, 0], xyz_m[:, 1]), 1e-3)[:, None]
+    closing = line @ _forward_mps(sweep, frame)
+    raw = (velocity - line * closing[:, None]).astype(sweep.velocity_raw_mps.dtype)
+    return replace(sweep, xyz_m=xyz_m, velocity_mps=velocity, velocity_raw_mps=raw)
+
+
+def _forward_mps(sweep: RadarSweep, frame: Frame) -> Float[np.ndarray, "2"]:
+    """The vehicle's velocity in the sensor frame."""
+    return sweep.ego_from_radar.inverse().vectors(np.array([[frame.ego_speed_mps, 0.0, 0.0]]))[0, :2]
 
 
 def _blocked(sweep: RadarSweep, level: float, rng: np.random.Generator, frame: Frame) -> RadarSweep:

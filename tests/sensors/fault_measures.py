@@ -74,6 +74,8 @@ def harm(clean: Frame, harmed: Frame) -> float:
         before, after = clean.cameras[channel], harmed.cameras[channel]
         total += cv2.absdiff(before.pixels, after.pixels).mean()
         total += angle_deg(before.ego_from_camera, after.ego_from_camera)
+        total += np.linalg.norm(after.ego_from_camera.translation_m - before.ego_from_camera.translation_m)
+        total += np.abs(after.image_from_camera - before.image_from_camera).mean()
     pairs = list(zip(clean.lidar, harmed.lidar, strict=False))
     for channel in harmed.radars:
         pairs += zip(clean.radars[channel], harmed.radars[channel], strict=True)
@@ -81,12 +83,15 @@ def harm(clean: Frame, harmed: Frame) -> float:
 
 
 def _harm_of_sweep(before, after) -> float:
-    intact = {row.tobytes() for row in before.xyz_m} & {row.tobytes() for row in after.xyz_m}
+    row_of = {row.tobytes(): i for i, row in enumerate(before.xyz_m)}
+    intact = [(row_of[row.tobytes()], i) for i, row in enumerate(after.xyz_m) if row.tobytes() in row_of]
     lost, added = len(before) - len(intact), len(after) - len(intact)
     total = 100.0 * (lost + added) / len(before)
-    if len(before) == len(after):
+    pairs = np.arange(len(before))[:, None].repeat(2, axis=1) if len(before) == len(after) else np.array(intact)
+    if len(pairs):
+        old, new = before.select(pairs[:, 0]), after.select(pairs[:, 1])
         for name in ("xyz_m", "intensity", "velocity_mps", "rcs_dbsm"):
             if hasattr(before, name):
-                total += np.abs(getattr(after, name) - getattr(before, name)).mean()
-        total += np.abs(after.to_ego()[0] - before.to_ego()[0]).mean()
+                total += np.abs(getattr(new, name) - getattr(old, name)).mean()
+        total += np.abs(new.to_ego()[0] - old.to_ego()[0]).mean()
     return total

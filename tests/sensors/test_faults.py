@@ -88,7 +88,8 @@ def test_same_draws_same_bytes_and_others_differ(fault, scene):
 
 NO_CHANCE = {
     *("camera_overexposed", "camera_contrast_loss", "camera_jpeg", "camera_pixelate", "camera_defocus"),
-    *("lidar_limited_view", "radar_rcs_loss"),
+    *("camera_brightness", "camera_color_loss", "camera_color_quantisation"),
+    *("lidar_limited_view", "lidar_beams_kept", "lidar_wet_ground", "radar_rcs_loss"),
 }
 
 

@@ -9,8 +9,9 @@ import pytest
 from sensors.camera import CameraImage
 from sensors.faults.camera import blurred_along
 from sensors.faults.catalogue import fault_named
+from sensors.faults.lidar_fog import fog_response
 from sensors.faults.protocol import Draws
-from sensors.faults.weather import coarse_depth_m, fog_response
+from sensors.faults.weather import coarse_depth_m
 from sensors.frame import NoHistory
 from sensors.rig import NUSCENES_RIG
 from tests.sensors.toy_frames import toy_frame, toy_image
@@ -172,11 +173,17 @@ def test_fog_response_equals_a_plain_loop():
     assert response[0] == 0
 
 
-def test_fog_leaves_radar_alone_and_uses_one_parameter():
+def test_fog_hardly_touches_radar_and_uses_one_parameter():
     frame = toy_frame(height=45, width=80, num_points=640)
     both = fault_named("fog")(frame, NoHistory(), 0.03, Draws(1, "a", "fog"))
     camera = fault_named("camera_fog")(frame, NoHistory(), 0.03, Draws(1, "a", "fog"))
     lidar = fault_named("lidar_fog")(frame, NoHistory(), 0.03, Draws(1, "a", "fog"))
-    assert all(both.radars[channel] is frame.radars[channel] for channel in frame.radars)
+    for channel, sweeps in frame.radars.items():
+        after = both.radars[channel][0]
+        before = sweeps[0].select(np.isin(sweeps[0].track_id, after.track_id))
+        # 4.3 dB/km per g/m3 of (0.024 / 0.1 km)^1.54 g/m3, both ways.
+        loss_db = 2 * 4.3 * (0.024 * 0.03 / np.log(20) * 1000) ** 1.54 * np.linalg.norm(before.xyz_m, axis=1) / 1000
+        assert before.rcs_dbsm - after.rcs_dbsm == pytest.approx(loss_db, abs=1e-4)
+        assert len(after) > 0.95 * len(sweeps[0])
     assert np.array_equal(both.cameras["CAM_BACK"].pixels, camera.cameras["CAM_BACK"].pixels)
     assert np.array_equal(both.lidar[0].xyz_m, lidar.lidar[0].xyz_m)

@@ -5,6 +5,7 @@ from dataclasses import replace
 import cv2
 import numpy as np
 
+from sensors.boxes import DETECTION_NAMES, Boxes
 from sensors.camera import CameraImage
 from sensors.frame import Frame
 from sensors.lidar import LidarSweep
@@ -75,6 +76,23 @@ def toy_radar(channel: str, seed: int, num_points: int = 60, lag_s: float = 0.0)
     )
 
 
+def toy_boxes(seed: int, num_boxes: int = 20) -> Boxes:
+    """Standing boxes of all classes in the LiDAR's world, large enough to hold some of its points."""
+    rng = np.random.default_rng(seed)
+    azimuth, range_m = rng.uniform(-np.pi, np.pi, num_boxes), rng.uniform(8, 35, num_boxes)
+    center = np.stack([range_m * np.cos(azimuth), range_m * np.sin(azimuth), np.full(num_boxes, 2.0)], axis=1)
+    return Boxes(
+        center_m=center.astype(np.float32),
+        size_lwh_m=np.tile(np.float32([[10.0, 8.0, 6.0]]), (num_boxes, 1)),
+        yaw_rad=rng.uniform(-np.pi, np.pi, num_boxes).astype(np.float32),
+        velocity_mps=np.zeros((num_boxes, 2), np.float32),
+        label=np.arange(num_boxes) % len(DETECTION_NAMES),
+        score=np.ones(num_boxes, np.float32),
+        attribute=np.full(num_boxes, -1),
+        num_points=np.full(num_boxes, 9),
+    )
+
+
 def toy_frame(token: str = "token-0", seed: int = 0, num_sweeps: int = 2, **sizes: int) -> Frame:
     """All twelve channels; ``num_sweeps`` LiDAR and radar sweeps."""
     num_points = sizes.pop("num_points", 3200)
@@ -90,7 +108,7 @@ def toy_frame(token: str = "token-0", seed: int = 0, num_sweeps: int = 2, **size
             channel: tuple(toy_radar(channel, seed + 20 + 5 * i + k, lag_s=0.075 * k) for k in range(num_sweeps))
             for i, channel in enumerate(RADARS)
         },
-        boxes=None,
+        boxes=toy_boxes(seed + 40),
         ego_yaw_rate_radps=0.1,
     )
 

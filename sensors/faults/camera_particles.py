@@ -12,15 +12,14 @@ from jaxtyping import Float, UInt8
 
 from sensors.faults.camera_pixels import Pixels
 
-EXPOSURE_S = 0.008
+EXPOSURE_S = 0.004
 _FOCAL = 1266 / 1600
-_HALF_HEIGHT = 0.5
 _NEAREST_M, _FARTHEST_M = 0.4, 4.0
 _HIGHEST_RATE_MM_H, _SMALLEST_DROP_MM = 100.0, 0.6
 _DROP_HIGHLIGHT = 2.5
 """A drop gathers light from half the sky: it is brighter than a grey disk of its size."""
-_FLAKES_AT_10_MM_H, _FARTHEST_FLAKE_M = 5000, 12.0
-_ALPHA_STEPS = 10
+_FLAKES_AT_10_MM_H, _FARTHEST_FLAKE_M = 8000, 5.0
+_ALPHA_STEPS = 8
 
 
 @dataclass(frozen=True)
@@ -73,23 +72,24 @@ def _marshall_palmer_slope(rate_mm_h: float) -> float:
 
 
 def snow_flakes(rate_mm_h: float, rng: np.random.Generator) -> Particles:
-    """Flakes of 2 to 8 mm within 12 m; their number grows with the rate as 10 mm/h holds 5000 of them in view."""
+    """Flakes of 2 to 10 mm within 5 m: at 10 mm/h 8000 of them are in view, and their number goes with the rate."""
     num = 2 * _FLAKES_AT_10_MM_H
     wind_x, wind_y = rng.uniform(-2.0, 2.0), rng.uniform(0.8, 2.0)
-    size, depth, x, y, speed_x, speed_y = rng.random((6, num), dtype=np.float32).astype(float)
-    kept = slice(0, round(min(num, _FLAKES_AT_10_MM_H * (rate_mm_h / 10) ** 0.8)))
-    diameter_m = (2 + 6 * size**2) / 1000
-    depth_m = np.maximum(_FARTHEST_FLAKE_M * np.sqrt(depth), 0.5)
+    draws = rng.random((num, 6), dtype=np.float32).astype(float)
+    draws = draws[: round(min(num, _FLAKES_AT_10_MM_H * rate_mm_h / 10))]
+    size, depth, x, y, speed_x, speed_y = draws.T
+    diameter_m = (2 + 8 * size**2) / 1000
+    depth_m = np.maximum(_FARTHEST_FLAKE_M * np.cbrt(depth), 0.4)
     travel_m = EXPOSURE_S * np.stack([wind_x + speed_x - 0.5, wind_y + speed_y - 0.5], axis=1)
     path = travel_m * _FOCAL / depth_m[:, None]
     # A lens focused far away spreads what is close over its own opening, 4 mm.
-    spread_m = np.where(depth_m < 2, 0.004, 0.0)
+    soft = depth_m < 1.5
+    spread_m = np.where(soft, 0.004, 0.0)
     width = (diameter_m + spread_m) * _FOCAL / depth_m
     length = np.linalg.norm(path, axis=1)
-    opacity = 0.9 * width / (width + length) * (diameter_m / (diameter_m + spread_m)) ** 2
+    opacity = 0.95 * width / (width + length) * np.sqrt(diameter_m / (diameter_m + spread_m))
     middle = np.stack([x - 0.5, 0.6 * (y - 0.5)], axis=1)
-    soft = (depth_m < 2).astype(float)
-    return Particles(middle[kept], path[kept], width[kept], opacity[kept], soft[kept])
+    return Particles(middle, path, width, opacity, soft.astype(float))
 
 
 def fallen(pixels: Pixels, particles: Particles, colour: Float[np.ndarray, "3"]) -> Pixels:

@@ -266,6 +266,22 @@ def recoded(pixels: Pixels, quality: int) -> Pixels:
 def pixelate(pixels: Pixels, severity: int, rng: np.random.Generator) -> Pixels:
     share = chosen((0.6, 0.5, 0.4, 0.3, 0.25), severity)
     height, width = pixels.shape[:2]
-    size = (max(1, int(width * share)), max(1, int(height * share)))
-    small = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+    # Rows are summed faster than columns, so the picture is turned for its columns.
+    small = cv2.transpose(boxed(cv2.transpose(pixels), max(1, int(width * share))))
+    small = boxed(small, max(1, int(height * share)))
     return cv2.resize(small, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+
+
+def boxed(pixels: Pixels, num: int) -> Pixels:
+    """Reduced to ``num`` rows: the rounded mean of the whole rows whose middles fall into each, as Pillow does."""
+    edges = (np.arange(num + 1) * (len(pixels) / num) + 0.5).astype(int)
+    counts = np.diff(edges)
+    means = np.empty((num, *pixels.shape[1:]), np.uint8)
+    for row, (top, count) in enumerate(zip(edges, counts, strict=False)):
+        if count == 1:
+            means[row] = pixels[top]
+            continue
+        total = pixels[top : top + count].sum(axis=0, dtype=np.uint16)
+        total += np.uint16(count // 2)
+        means[row] = total >> 1 if count == 2 else total // np.uint16(count)
+    return means

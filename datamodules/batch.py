@@ -99,6 +99,8 @@ class Batch:
         faults: names of the faults applied to each sample, e.g. ``lidar_beam_drop@0.40``.
         conditions: words that describe each sample's scene.
         progress: training progress in [0, 1] at which each sample was drawn; NaN outside training.
+        state_reset: whether nothing may be carried over from the same row of the batch before; all True where batches
+            do not follow scenes (``datamodules.lanes``). None where nobody said.
     """
 
     camera: CameraBatch | None
@@ -118,6 +120,7 @@ class Batch:
     faults: tuple[tuple[str, ...], ...]
     conditions: tuple[frozenset[str], ...]
     progress: Float[Tensor, "b"]
+    state_reset: Bool[Tensor, "b"] | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)

@@ -37,6 +37,7 @@ def collate(samples: list[Sample]) -> Batch:
         faults=tuple(sample.faults for sample in samples),
         conditions=tuple(sample.frame.conditions for sample in samples),
         progress=torch.tensor([sample.progress for sample in samples], dtype=torch.float32),
+        state_reset=torch.tensor([sample.state_reset for sample in samples]),
     )
 
 

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 
 from datamodules.augment import BevAugmentation, ImageAugmentation
 from datamodules.index import open_index
+from datamodules.lanes import SceneLanes
 from datamodules.loader import TrainingLoader, sample_loader
 from datamodules.nuscenes import NuScenesFrames
 from datamodules.prepare import Corruptor, Preparation, PreparedSamples
@@ -35,6 +36,7 @@ class NuScenesDataModule(LightningDataModule):
         balance_classes: draw training samples so that every class is seen equally often.
         missing: what a file that is not there means: ``error`` or ``absent``.
         cameras_from: training progress before which no picture is read, for stages that leave the cameras out.
+        scene_lanes: train on scenes in their order, one per row of the batch (``datamodules.lanes``).
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class NuScenesDataModule(LightningDataModule):
         balance_classes: bool = False,
         missing: str = "error",
         cameras_from: float = 0.0,
+        scene_lanes: bool = False,
     ):
         super().__init__()
         _check_counts(batch_size=(batch_size, 1), num_workers=(num_workers, 0), total_epochs=(total_epochs, 1))
@@ -72,7 +75,9 @@ class NuScenesDataModule(LightningDataModule):
         self.injector, self.balance_classes = injector, balance_classes
         if not 0.0 <= cameras_from <= 1.0:
             raise ValueError(f"expected cameras_from in [0, 1], a share of training, got {cameras_from}")
-        self.cameras_from = cameras_from
+        if scene_lanes and balance_classes:
+            raise ValueError("expected scene_lanes or balance_classes, got both; lanes keep the order of scenes")
+        self.cameras_from, self.scene_lanes = cameras_from, scene_lanes
         size_px = None if image_size_px is None else tuple(image_size_px)
         range_m = None if point_range_m is None else tuple(point_range_m)
         stride = depth_stride if size_px is not None else None
@@ -104,8 +109,11 @@ class NuScenesDataModule(LightningDataModule):
     def train_dataloader(self) -> TrainingLoader:
         """Training batches in an order that depends on (seed, epoch) alone, resumed where training stands."""
         frames = self.frames(self.train_split)
-        weights = class_balanced_weights(frames.class_counts) if self.balance_classes else None
-        batches = TrainingBatches(len(frames), self.batch_size, self.seed, self.total_epochs, weights)
+        if self.scene_lanes:
+            batches = SceneLanes(frames.scene_rows, self.batch_size, self.seed, self.total_epochs)
+        else:
+            weights = class_balanced_weights(frames.class_counts) if self.balance_classes else None
+            batches = TrainingBatches(len(frames), self.batch_size, self.seed, self.total_epochs, weights)
         samples = PreparedSamples(frames, self.preparation, self.injector, self.cameras_from)
         loader = TrainingLoader(samples, batches, self.num_workers, self._trainer_position)
         if self._resume:
@@ -123,6 +131,14 @@ class NuScenesDataModule(LightningDataModule):
         """Batches of a split in its own order, without augmentation, under the given failures."""
         samples = PreparedSamples(self.frames(split), self.clean_preparation, corruptor)
         return sample_loader(samples, self.num_workers, batch_size=batch_size or self.eval_batch_size, shuffle=False)
+
+    def lane_loader(self, split: str, num_lanes: int, corruptor: Corruptor | None = None) -> DataLoader:
+        """As ``evaluation_loader``, scene by scene: row i goes on where row i of the batch before stopped."""
+        frames = self.frames(split)
+        lanes = SceneLanes(frames.scene_rows, num_lanes, self.seed, total_epochs=1, once=True)
+        return sample_loader(
+            PreparedSamples(frames, self.clean_preparation, corruptor), self.num_workers, batch_sampler=lanes
+        )
 
     def set_resume_position(self, epoch: int, consumed_batches: int) -> None:
         """Start the next training iteration there: for loops of one's own; a fitting trainer's progress decides."""

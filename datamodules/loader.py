@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from datamodules.batch import Batch
 from datamodules.collate import collate
 from datamodules.prepare import PreparedSamples
-from datamodules.samplers import TrainingBatches
+from datamodules.samplers import EpochBatches
 
 
 def start_worker(_: int) -> None:
@@ -59,7 +59,7 @@ class TrainingLoader:
     def __init__(
         self,
         samples: PreparedSamples,
-        batches: TrainingBatches,
+        batches: EpochBatches,
         num_workers: int,
         position: Callable[[], tuple[int, int] | None] | None = None,
     ):

@@ -4,7 +4,7 @@ The order is the meaning: read, take targets from the clean frame, let sensors f
 into arrays.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -30,11 +30,18 @@ from sensors.rig import CAMERAS, CHANNELS, RADARS
 
 
 class SampleKey(NamedTuple):
-    """Which sample, and when in training: all that data, augmentation and faults depend on."""
+    """Which sample, and when in training: all that data, augmentation and faults depend on.
+
+    Attributes:
+        epoch: None outside training: no augmentation.
+        progress: of training, in [0, 1]; NaN outside.
+        state_reset: whether nothing may be carried over from the same row of the batch before.
+    """
 
     index: int
-    epoch: int
+    epoch: int | None
     progress: float
+    state_reset: bool = True
 
 
 @runtime_checkable
@@ -105,6 +112,7 @@ class Sample:
     channel_present: Bool[np.ndarray, "12"]
     faults: tuple[str, ...]
     progress: float
+    state_reset: bool = True
 
 
 class PreparedSamples:
@@ -139,7 +147,7 @@ class PreparedSamples:
         return len(self.frames)
 
     def __getitem__(self, key: "int | SampleKey") -> Sample:
-        index, epoch, progress = key if isinstance(key, tuple) else (key, None, float("nan"))
+        index, epoch, progress, state_reset = key if isinstance(key, tuple) else SampleKey(key, None, float("nan"))
         # NaN, the progress of an evaluation, is not below anything.
         frames = self.blind_frames if progress < self.cameras_from else self.frames
         frame = frames[index]
@@ -149,7 +157,7 @@ class PreparedSamples:
             # Outside training a schedule stands at its end.
             now = 1.0 if epoch is None else progress
             frame, faults = self.corruptor.apply(frame, frames.history(index), epoch, now)
-        return self._prepared(frame, targets, faults, (epoch, progress))
+        return replace(self._prepared(frame, targets, faults, (epoch, progress)), state_reset=state_reset)
 
     def _prepared(
         self, frame: Frame, targets: CleanTargets, faults: tuple[str, ...], moment: tuple[int | None, float]

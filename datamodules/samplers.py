@@ -40,8 +40,47 @@ def class_balanced_weights(class_counts: Int64[np.ndarray, "n c"]) -> np.ndarray
     return (holds[:, seen] / per_class[seen]).sum(axis=1) / seen.sum()
 
 
-class TrainingBatches:
-    """Batch sampler of ``SampleKey``: one epoch per iteration, starting wherever it was told to.
+def check_at_least_one(**counts: int) -> None:
+    """Raises ValueError for a count below one."""
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"expected at least one of {name}, got {value}")
+
+
+class EpochBatches:
+    """Batches of ``SampleKey``, one epoch per iteration, starting wherever it was told to.
+
+    What ``batches_of`` yields for an epoch is a pure function of it, of equal number in every epoch.
+    """
+
+    batch_size: int
+    _epoch, _consumed = 0, 0
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch of this rank."""
+        raise NotImplementedError
+
+    def batches_of(self, epoch: int) -> list[list[SampleKey]]:
+        """All batches of this rank in one epoch, in order."""
+        raise NotImplementedError
+
+    def set_position(self, epoch: int, consumed_batches: int) -> None:
+        """The next iteration yields what is left of ``epoch`` after that many batches; the one after it is whole."""
+        if epoch < 0 or not 0 <= consumed_batches <= len(self):
+            raise ValueError(
+                f"expected an epoch and 0 to {len(self)} consumed batches, got {epoch} and {consumed_batches}; "
+                "was the checkpoint made with another batch size or data set?"
+            )
+        self._epoch, self._consumed = epoch, consumed_batches
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        epoch, consumed = self._epoch, self._consumed
+        self._epoch, self._consumed = epoch + 1, 0
+        yield from self.batches_of(epoch)[consumed:]
+
+
+class TrainingBatches(EpochBatches):
+    """Every sample by itself, in shuffled order.
 
     Every rank gets equally many samples: the permutation is padded from its own start. Ranks take turns, so that the
     k-th batches of all ranks together are a stretch of the permutation.
@@ -62,33 +101,18 @@ class TrainingBatches:
         total_epochs: int,
         weights: np.ndarray | None = None,
     ):
-        for name, value in (("samples", num_samples), ("batch_size", batch_size), ("total_epochs", total_epochs)):
-            if value < 1:
-                raise ValueError(f"expected at least one of {name}, got {value}")
+        check_at_least_one(samples=num_samples, batch_size=batch_size, total_epochs=total_epochs)
         self.num_samples, self.batch_size, self.seed = num_samples, batch_size, seed
         self.total_epochs, self.weights = total_epochs, weights
-        self._epoch, self._consumed = 0, 0
 
     def __len__(self) -> int:
         """Batches of a whole epoch of this rank."""
         _, world_size = rank_and_world_size()
         return math.ceil(math.ceil(self.num_samples / world_size) / self.batch_size)
 
-    def set_position(self, epoch: int, consumed_batches: int) -> None:
-        """The next iteration yields what is left of ``epoch`` after that many batches; the one after it is whole."""
-        if epoch < 0 or not 0 <= consumed_batches <= len(self):
-            raise ValueError(
-                f"expected an epoch and 0 to {len(self)} consumed batches, got {epoch} and {consumed_batches}; "
-                "was the checkpoint made with another batch size or data set?"
-            )
-        self._epoch, self._consumed = epoch, consumed_batches
-
-    def __iter__(self) -> Iterator[list[SampleKey]]:
-        epoch, consumed = self._epoch, self._consumed
-        self._epoch, self._consumed = epoch + 1, 0
+    def batches_of(self, epoch: int) -> list[list[SampleKey]]:
         keys = self.keys(epoch)
-        for start in range(consumed * self.batch_size, len(keys), self.batch_size):
-            yield keys[start : start + self.batch_size]
+        return [keys[start : start + self.batch_size] for start in range(0, len(keys), self.batch_size)]
 
     def keys(self, epoch: int) -> list[SampleKey]:
         """All keys of this rank in one epoch, in order."""

@@ -2,7 +2,8 @@
 
 Reads the thirteen tables of a nuScenes version once and keeps them as a fast, memory-mapped index beside them (or in
 the user's cache folder where that is read-only). Other commands do the same on first use; this one shows what was
-found. Settings: root, version (v1.0-mini, v1.0-trainval, v1.0-town, ...).
+found. Settings: root, version (v1.0-mini, v1.0-trainval, v1.0-town, ...), sizes (true records the sizes of all files
+as they are now; from then on a file of another size is an error).
 """
 
 import time
@@ -18,6 +19,7 @@ from fusion.commands.compose import parse_options
 class Options:
     root: str = ""
     version: str = ""
+    sizes: bool = False
 
 
 def run(arguments: list[str]) -> int:
@@ -25,6 +27,7 @@ def run(arguments: list[str]) -> int:
     from rich.console import Console
 
     from datamodules.index import open_index
+    from datamodules.sizes import record_sizes
 
     options = parse_options(arguments, Options)
     if not options.root or not options.version:
@@ -33,9 +36,16 @@ def run(arguments: list[str]) -> int:
     begun = time.perf_counter()
     with console.status("opening the index") as status:
         index = open_index(Path(options.root), options.version, status.update)
+        if options.sizes:
+            num_bytes = record_sizes(
+                index, Path(options.root), lambda done, total: status.update(f"looking at files: {done:,} of {total:,}")
+            )
     seconds = time.perf_counter() - begun
     console.print(_summary(index, f"{options.version} in {options.root}"))
     console.print(_classes(index))
+    if options.sizes:
+        there = num_bytes[num_bytes >= 0]
+        console.print(f"sizes of {len(there):,} of {len(num_bytes):,} files recorded, {there.sum() / 1e9:.1f} GB")
     console.print(f"index ready in {seconds:.1f} s: {index.folder}", soft_wrap=True)
     return 0
 

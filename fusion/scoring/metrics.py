@@ -4,9 +4,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fusion.run_directory import write_json
+from fusion.scoring.settings import TP_ERRORS
 
-TP_ERRORS = ("trans_err", "scale_err", "orient_err", "vel_err", "attr_err")
-"""The five true-positive errors in the devkit's order and spelling (metres, 1 - IoU, radians, m/s, 1 - accuracy)."""
 TP_ERROR_NAMES = dict(zip(TP_ERRORS, ("mATE", "mASE", "mAOE", "mAVE", "mAAE"), strict=True))
 
 

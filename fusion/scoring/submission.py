@@ -10,12 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
+from datamodules.splits import PREDEFINED_SPLITS
 from fusion.run_directory import write_text
+from fusion.scoring.read import SubmissionTable, read_table
+from fusion.scoring.settings import MAX_BOXES_PER_SAMPLE
+from fusion.scoring.table import BoxTable, joined
 from sensors.boxes import ATTRIBUTE_NAMES, DETECTION_NAMES, NO_ATTRIBUTE, Boxes
 from sensors.frame import Frame
-
-MAX_BOXES_PER_SAMPLE = 500
-"""More than this per sample and the devkit refuses the whole submission."""
 
 Detections = Mapping[str, Boxes]
 """Boxes in the *global* frame by sample token."""
@@ -61,6 +62,30 @@ def submission_results(detections: Detections, tokens: Sequence[str]) -> dict[st
     Raises:
         ValueError: a token is missing or foreign, or a box holds something that is no finite number.
     """
+    _check_tokens(detections, tokens)
+    return {token: _entries(token, detections[token]) for token in tokens}
+
+
+def checked_table(detections: Detections, tokens: Sequence[str]) -> BoxTable:
+    """The same boxes as columns, as they would be read from the file: an unknown velocity is 0.
+
+    Raises:
+        ValueError: as ``submission_results``.
+    """
+    _check_tokens(detections, tokens)
+    parts = [_at_most(detections[token]) for token in tokens]
+    table = joined(parts, range(len(tokens)))
+    try:
+        _check("the submission", table.boxes)
+    except ValueError:
+        for token, part in zip(tokens, parts, strict=True):
+            _check(f"sample {token}", part)
+        raise
+    known = replace(table.boxes, velocity_mps=np.nan_to_num(table.boxes.velocity_mps))
+    return replace(table, boxes=known)
+
+
+def _check_tokens(detections: Mapping[str, object], tokens: Sequence[str]) -> None:
     missing = [token for token in tokens if token not in detections]
     foreign = set(detections) - set(tokens)
     if missing or foreign:
@@ -69,13 +94,18 @@ def submission_results(detections: Detections, tokens: Sequence[str]) -> dict[st
             f"expected detections for exactly the {len(tokens)} samples of the split, got {len(missing)} missing and "
             f"{len(foreign)} foreign ones, such as '{example}'; evaluate the split that is scored"
         )
-    return {token: _entries(token, detections[token]) for token in tokens}
+
+
+def _at_most(boxes: Boxes) -> Boxes:
+    if len(boxes) <= MAX_BOXES_PER_SAMPLE:
+        return boxes
+    return boxes.select(strongest(boxes.score, MAX_BOXES_PER_SAMPLE))
 
 
 def _entries(token: str, boxes: Boxes) -> list[dict]:
     """One sample's list: w l h, quaternion w x y z, plain Python floats. An unknown velocity is written as 0."""
-    boxes = boxes.select(strongest(boxes.score, MAX_BOXES_PER_SAMPLE))
-    _check(token, boxes)
+    boxes = _at_most(boxes)
+    _check(f"sample {token}", boxes)
     half = boxes.yaw_rad.astype(np.float64) / 2
     zero = np.zeros_like(half)
     columns = zip(
@@ -108,14 +138,16 @@ def strongest(score: np.ndarray, most: int) -> np.ndarray:
     return np.sort(np.argsort(-score, kind="stable")[:most])
 
 
-def _check(token: str, boxes: Boxes) -> None:
+def _check(where: str, boxes: Boxes) -> None:
     for name in ("center_m", "size_lwh_m", "yaw_rad", "score"):
         if not np.isfinite(getattr(boxes, name)).all():
-            raise ValueError(f"expected finite numbers in {name} of sample {token}, got NaN or infinity")
+            raise ValueError(f"expected finite numbers in {name} of {where}, got NaN or infinity")
     if np.isinf(boxes.velocity_mps).any():
-        raise ValueError(f"expected finite velocities in sample {token}, got infinity")
+        raise ValueError(f"expected finite velocities in {where}, got infinity")
     if len(boxes) and boxes.size_lwh_m.min() <= 0:
-        raise ValueError(f"expected box sizes above 0 m in sample {token}, got {boxes.size_lwh_m.min()}")
+        raise ValueError(f"expected box sizes above 0 m in {where}, got {boxes.size_lwh_m.min()}")
+    if len(boxes) and boxes.score.min() < 0:
+        raise ValueError(f"expected scores of at least 0 in {where}, got {boxes.score.min()}")
 
 
 def write_submission(path: Path, detections: Detections, tokens: Sequence[str], meta: SubmissionMeta) -> None:
@@ -135,53 +167,37 @@ def write_submission(path: Path, detections: Detections, tokens: Sequence[str], 
 def read_submission(path: Path) -> tuple[dict[str, Boxes], dict]:
     """Detections by token (global frame) and the meta block of anybody's submission file.
 
-    The heading is that of the turned x axis projected on the ground; roll and pitch are not kept.
+    Raises:
+        FileNotFoundError, ValueError: as ``read_table``.
+    """
+    submission = read_table(path)
+    ends = np.searchsorted(submission.table.sample, np.arange(len(submission.tokens) + 1))
+    boxes = submission.table.boxes
+    detections = {
+        token: boxes.select(np.arange(ends[row], ends[row + 1])) for row, token in enumerate(submission.tokens)
+    }
+    return detections, submission.meta
+
+
+def table_of_split(submission: SubmissionTable, tokens: Sequence[str], split: str, path: Path) -> BoxTable:
+    """The boxes of a submission with rows of ``tokens`` as samples.
+
+    Of a split of the user's own, other samples in the file are left out and the split's order counts; a submission for
+    one of nuScenes' splits holds exactly its samples, in any order. So does the devkit.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no submission: cut off, without ``results``, or with a box that lacks or distorts a field.
+        ValueError: a sample of the split is missing, or one is foreign to a split of nuScenes.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"expected a submission file, got no file at {path}; check the path")
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"expected JSON in {path}, got a file that ends or breaks at: {error}") from None
-    if not isinstance(content, dict) or not isinstance(content.get("results"), dict):
+    row_of = {token: row for row, token in enumerate(tokens)}
+    rows = np.array([row_of.get(token, -1) for token in submission.tokens], np.int64)
+    listed = set(submission.tokens)
+    missing = [token for token in tokens if token not in listed]
+    foreign = [token for token in submission.tokens if token not in row_of] if split in PREDEFINED_SPLITS else []
+    if missing or foreign:
         raise ValueError(
-            f"expected the blocks 'meta' and 'results' in {path}, got none; see nuscenes.org for the format"
+            f"expected the {len(tokens)} samples of split '{split}' in {path}, got {len(missing)} missing and "
+            f"{len(foreign)} foreign ones, such as '{(missing or foreign)[0]}'; choose the split it was made for"
         )
-    detections = {}
-    for token, entries in content["results"].items():
-        try:
-            detections[token] = _boxes(entries)
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"expected boxes in nuScenes' submission format for sample {token} of {path}, got a bad field: {error}"
-            ) from None
-        _check(token, detections[token])
-    return detections, content.get("meta", {})
-
-
-def _boxes(entries: list[dict]) -> Boxes:
-    if not entries:
-        return Boxes.empty()
-
-    def column(name: str, width: int) -> np.ndarray:
-        return np.array([entry[name] for entry in entries], np.float64).reshape(len(entries), width)
-
-    w, x, y, z = column("rotation", 4).T
-    return Boxes(
-        center_m=column("translation", 3),
-        size_lwh_m=column("size", 3)[:, [1, 0, 2]],
-        yaw_rad=np.arctan2(2 * (x * y + w * z), w * w + x * x - y * y - z * z),
-        velocity_mps=column("velocity", 2),
-        label=np.array([DETECTION_NAMES.index(entry["detection_name"]) for entry in entries], np.int64),
-        score=column("detection_score", 1)[:, 0],
-        attribute=np.array([_attribute(entry.get("attribute_name", "")) for entry in entries], np.int64),
-        num_points=np.full(len(entries), -1, np.int64),
-    )
-
-
-def _attribute(name: str) -> int:
-    return NO_ATTRIBUTE if name == "" else ATTRIBUTE_NAMES.index(name)
+    table = replace(submission.table, sample=rows[submission.table.sample])
+    table = table.select(table.sample >= 0)
+    return table if split in PREDEFINED_SPLITS else table.select(np.argsort(table.sample, kind="stable"))

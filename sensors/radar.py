@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -73,12 +74,16 @@ class RadarSweep:
         flat = np.concatenate([self.velocity_mps, np.zeros_like(self.velocity_mps[:, :1])], axis=1)
         return self.ego_from_radar.points(self.xyz_m), self.ego_from_radar.vectors(flat)[:, :2]
 
-    def passes_default_filter(self) -> Bool[np.ndarray, "n"]:
-        """The devkit's default: invalid_state 0, dyn_prop 0..6, ambig_state 3. It drops stopped objects (dyn_prop 7).
+    def passes_filter(
+        self, invalid_states: Sequence[int], dyn_props: Sequence[int], ambig_states: Sequence[int]
+    ) -> Bool[np.ndarray, "n"]:
+        """Points whose three codes are all among the given ones; a mask, never global state as in the devkit."""
+        kept = np.isin(self.invalid_state, invalid_states) & np.isin(self.dyn_prop, dyn_props)
+        return kept & np.isin(self.ambig_state, ambig_states)
 
-        Off by default here; a property of the reader, never global state.
-        """
-        return (self.invalid_state == 0) & (self.dyn_prop >= 0) & (self.dyn_prop <= 6) & (self.ambig_state == 3)
+    def passes_default_filter(self) -> Bool[np.ndarray, "n"]:
+        """The devkit's default: invalid_state 0, dyn_prop 0..6, ambig_state 3. It drops stopped objects (7)."""
+        return self.passes_filter((0,), range(7), (3,))
 
 
 def read_radar_rows(path: Path) -> np.ndarray:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sensors.lidar import LidarSweep, encode_lidar, read_lidar, without_close
+from sensors.lidar import LidarSweep, chosen_rows, encode_lidar, gathered_points, read_lidar, within, without_close
 from sensors.transforms import RigidTransform
 
 EGO_FROM_LIDAR = RigidTransform.from_yaw(-np.pi / 2, (0.9, 0.0, 1.8))
@@ -88,3 +88,49 @@ def test_to_ego_and_select():
     np.testing.assert_allclose(sweep.to_ego(), EGO_FROM_LIDAR.points(sweep.xyz_m))
     assert len(sweep.select(sweep.ring < 16)) == (sweep.ring < 16).sum()
     np.testing.assert_array_equal(sweep.select(np.array([3, 1])).xyz_m, sweep.xyz_m[[3, 1]])
+
+
+def test_an_empty_file_is_damaged_and_an_empty_measurement_is_one_nan_point(tmp_path):
+    path = tmp_path / "x.pcd.bin"
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match="got 0 bytes.*cut off"):
+        read_lidar(path, 0.0, EGO_FROM_LIDAR)
+    path.write_bytes(encode_lidar(sweep_of(0)))
+    assert path.stat().st_size == 20
+    assert len(read_lidar(path, 0.0, EGO_FROM_LIDAR)) == 0
+
+
+def test_close_points_are_left_out_while_reading(tmp_path):
+    sweep, path = sweep_of(300), tmp_path / "x.pcd.bin"
+    sweep.xyz_m[::3, :2] *= 0.001
+    path.write_bytes(encode_lidar(sweep))
+    kept = without_close(sweep.xyz_m, 1.0)
+    assert 0 < kept.sum() < 300
+    read = read_lidar(path, 0.0, EGO_FROM_LIDAR, close_m=1.0)
+    np.testing.assert_array_equal(read.xyz_m, sweep.xyz_m[kept])
+    np.testing.assert_array_equal(read.ring, sweep.ring[kept])
+
+
+def test_gathered_points_are_the_transformed_ones_in_range():
+    """Closed form: every sweep's points through its own transform, in float64; the range cuts the same points."""
+    sweeps = [sweep_of(200, seed) for seed in range(3)]
+    dst_from_ego = RigidTransform.from_yaw(0.3, (5.0, -2.0, 1.0)).matrix
+    exact = []
+    for sweep in sweeps:
+        moved = dst_from_ego @ sweep.ego_from_lidar.matrix @ np.column_stack([sweep.xyz_m, np.ones(200)]).T
+        exact.append(np.column_stack([moved[:3].T, sweep.intensity, np.full(200, sweep.lag_s)]))
+    exact = np.concatenate(exact)
+    points = gathered_points(sweeps, dst_from_ego)
+    np.testing.assert_allclose(points, exact, atol=2e-5)
+    range_m = (-10.0, -10.0, -3.0, 10.0, 10.0, 3.0)
+    inside = ((exact[:, :3] >= range_m[:3]) & (exact[:, :3] < range_m[3:])).all(axis=1)
+    assert 0 < inside.sum() < 600
+    np.testing.assert_array_equal(gathered_points(sweeps, dst_from_ego, range_m), points[inside])
+    assert gathered_points([], dst_from_ego, range_m).shape == (0, 5)
+
+
+def test_a_range_holds_its_lower_bound_alone():
+    points = np.array([[0, 0, 0, 9, 9], [1, 0, 0, 9, 9], [0, -1, 0, 9, 9], [0.5, 0.5, 0.5, 0, 0]], np.float32)
+    kept = within(points, (0.0, 0.0, 0.0, 1.0, 1.0, 1.0))
+    assert kept.tolist() == [True, False, False, True]
+    np.testing.assert_array_equal(chosen_rows(points, kept), points[kept])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sensors.radar import PCD_FIELDS, RadarSweep, encode_radar, read_radar
+from sensors.radar import PCD_FIELDS, RadarSweep, encode_radar, read_radar, read_radar_rows
 from sensors.transforms import RigidTransform
 
 EGO_FROM_RADAR = RigidTransform.from_yaw(0.7, (3.4, 0.0, 0.5))
@@ -67,6 +67,44 @@ def test_the_default_filter_is_the_devkits(real_file):
     kept = sweep.select(sweep.passes_default_filter())
     assert len(kept) == 69
     np.testing.assert_array_equal(as_devkit(kept), devkit_points(real_file, unfiltered=False))
+
+
+@pytest.mark.parametrize(
+    ("invalid_states", "dyn_props", "ambig_states"),
+    [
+        *(([state], range(8), range(8)) for state in (0, 4, 11, 16)),
+        *((range(18), [prop], range(8)) for prop in range(8)),
+        *((range(18), range(8), [state]) for state in range(5)),
+        ([0], range(7), [3]),
+        ([0], [0, 2, 6], [3]),
+        ([0, 4, 8, 9, 10, 11, 12, 15, 16, 17], range(8), [3]),
+        ([1], [5], [1]),
+    ],
+)
+def test_every_filter_keeps_the_points_that_the_devkit_keeps(real_file, invalid_states, dyn_props, ambig_states):
+    """Each value of each code by itself, and the sets that people use."""
+    from nuscenes.utils.data_classes import RadarPointCloud
+
+    sweep = read_radar(real_file, 0.0, EGO_FROM_RADAR)
+    kept = sweep.select(sweep.passes_filter(invalid_states, dyn_props, ambig_states))
+    states = {"invalid_states": list(invalid_states), "dynprop_states": list(dyn_props)}
+    expected = RadarPointCloud.from_file(str(real_file), **states, ambig_states=list(ambig_states)).points
+    np.testing.assert_array_equal(as_devkit(kept), expected)
+
+
+def test_rows_are_the_files_own_fields(real_file):
+    rows = read_radar_rows(real_file)
+    assert rows.dtype.names == tuple(name for name, _ in PCD_FIELDS)
+    expected = devkit_points(real_file)
+    np.testing.assert_array_equal(np.stack([rows[name].astype(float) for name in rows.dtype.names]), expected)
+
+
+def test_a_header_longer_than_usual_is_read_whole(tmp_path):
+    """Files are read in blocks of 16 KiB: 1,000 points need three."""
+    sweep = sweep_of(1000)
+    path = written(tmp_path, encode_radar(sweep))
+    assert path.stat().st_size > 2 * (1 << 14)
+    np.testing.assert_array_equal(as_devkit(read_radar(path, 0.02, EGO_FROM_RADAR)), as_devkit(sweep))
 
 
 def test_a_real_file_is_encoded_byte_for_byte(real_file):

@@ -29,7 +29,6 @@ FARTHEST_FLAKE_M = 80.0
 SAME_PLACE_M = 0.2
 FLAKE_DENSITY = 0.1
 _LARGEST_FLAKE_M = 0.02
-FAINT_SHARE = 1e-3
 _BEAM_GAP_M = 1000.0
 
 
@@ -85,7 +84,15 @@ def snowy_echoes(
 def flakes_in_beams(
     range_m: Float[np.ndarray, "n"], per_m2: Number, slope_per_m: Number, rng: np.random.Generator
 ) -> Flakes:
-    """Flakes that touch each beam before its target, with what each covers.
+    """Flakes that touch each beam before its target, with what each covers of what nearer ones leave free."""
+    beam, distance_m, low, high = drawn_flakes(range_m, per_m2, slope_per_m, rng)
+    return Flakes(beam, distance_m, visible_shares(beam, low, high))
+
+
+def drawn_flakes(
+    range_m: Float[np.ndarray, "n"], per_m2: Number, slope_per_m: Number, rng: np.random.Generator
+) -> tuple[Int[np.ndarray, "k"], Float[np.ndarray, "k"], Float[np.ndarray, "k"], Float[np.ndarray, "k"]]:
+    """Beam, distance, and first and last part of the beam (0 to 1) that a flake covers; by beam, then by distance.
 
     A flake of radius r at distance d touches a beam of opening t within an angle of t / 2 + r / d, so their number is
     Poisson with mean n (t R^2 / 2 + 2 E[r] R). The first part is uniform over the wedge; the second, at its edges, is
@@ -100,7 +107,7 @@ def flakes_in_beams(
     at_edge = kind * (inner + edge)[beam] < edge[beam]
     distance_m, low, high = _flake(drawn, at_edge, reach_m[beam], slope_per_m)
     order = np.lexsort((distance_m, beam))
-    return Flakes(beam, distance_m[order], visible_shares(beam, low[order], high[order]))
+    return beam, distance_m[order], low[order], high[order]
 
 
 def counted_uniforms(seed: int, beam: Int[np.ndarray, "k"], number: Int[np.ndarray, "k"]) -> Float[np.ndarray, "6 k"]:
@@ -160,22 +167,21 @@ def strongest_echo(
 ) -> tuple[Float[np.ndarray, "b"], Float[np.ndarray, "b"]]:
     """Where the sum of all pulses of a beam is strongest, in bins of 0.1 m, less the delay of the peak; and its power.
 
-    Each echo is a sin^2 pulse of 3 m (10 ns) that begins at its distance. ``beam`` runs from 0 without gaps. Echoes
-    below a thousandth of their beam's strongest are left out. The sum is worked out under those pulses only that
-    together with all that overlap them could reach the strongest.
+    Each echo is a sin^2 pulse of 3 m (10 ns) that begins at its distance. ``beam`` runs from 0 without gaps. The sum is
+    worked out under those pulses only that together with all that overlap them could reach the strongest.
     """
     num_beams = int(beam.max(initial=-1)) + 1
-    strongest = np.zeros(num_beams)
-    np.maximum.at(strongest, beam, power)
-    rows = np.flatnonzero(power >= FAINT_SHARE * strongest[beam])
-    rows = rows[np.argsort(beam[rows] * _BEAM_GAP_M + distance_m[rows])]
-    beam, distance_m, power = beam[rows], distance_m[rows], power[rows]
+    if not num_beams:
+        return np.zeros(0), np.zeros(0)
     place_m = beam * _BEAM_GAP_M + distance_m
+    rows = np.argsort(place_m)
+    beam, distance_m, power, place_m = beam[rows], distance_m[rows], power[rows], place_m[rows]
+    strongest = np.maximum.reduceat(power, np.searchsorted(beam, np.arange(num_beams)))[beam]
     low = np.searchsorted(place_m, place_m - PULSE_M)
     high = np.searchsorted(place_m, place_m + PULSE_M, side="right")
     total = np.concatenate([[0.0], np.cumsum(power)])
     # A bin may miss a peak by half its width: 0.3 % of the power.
-    chosen = np.flatnonzero(total[high] - total[low] >= 0.99 * strongest[beam])
+    chosen = np.flatnonzero(total[high] - total[low] >= 0.99 * strongest)
     where_m, height = _summed_pulses(distance_m, power, chosen, (low[chosen], high[chosen]))
     order = np.lexsort((where_m, -height, beam[chosen]))
     best = order[np.searchsorted(beam[chosen][order], np.arange(num_beams))]
@@ -188,23 +194,35 @@ def _summed_pulses(
     chosen: Int[np.ndarray, "c"],
     overlapping: tuple[Int[np.ndarray, "c"], Int[np.ndarray, "c"]],
 ) -> tuple[Float[np.ndarray, "c"], Float[np.ndarray, "c"]]:
-    """Place and height of the strongest bin under each chosen pulse; the pulses from ``low`` to ``high`` overlap it."""
+    """Place and height of the strongest bin under each chosen pulse; the pulses from ``low`` to ``high`` overlap it.
+
+    sin^2 of a difference is taken apart into a table over bins and two numbers per pulse. Where a sum is largest it is
+    not convex, so some pulse is not: its peak is within a quarter of its length, and only there bins are looked at.
+    """
     low, high = overlapping
-    where_m, height = np.zeros(len(chosen)), np.zeros(len(chosen))
-    steps = np.arange(int(PULSE_M / BIN_M) + 1)
-    first = np.ceil(distance_m[chosen] / BIN_M)
-    for count in np.unique(high - low):
-        rows = np.flatnonzero(high - low == count)
-        bins_m = (first[rows][:, None] + steps) * BIN_M
-        received = np.zeros_like(bins_m)
+    alone = np.flatnonzero(high - low == 1)
+    where_m = np.rint((distance_m[chosen] + PULSE_M / 2) / BIN_M) * BIN_M
+    height = power[chosen] * np.sin((where_m - distance_m[chosen]) * (np.pi / PULSE_M)) ** 2
+    angle = np.arange(int((END_M + 2 * PULSE_M) / BIN_M) + 2) * (2 * np.pi * BIN_M / PULSE_M)
+    table = np.cos(angle), np.sin(angle)
+    parts = power * np.cos(2 * np.pi / PULSE_M * distance_m), power * np.sin(2 * np.pi / PULSE_M * distance_m)
+    steps = np.arange(int(PULSE_M / 4 / BIN_M) - 1, int(np.ceil(PULSE_M * 3 / 4 / BIN_M)) + 2)
+    first = np.ceil(distance_m[chosen] / BIN_M).astype(np.int64)
+    crowd = np.setdiff1d(np.arange(len(chosen)), alone, assume_unique=True)
+    for count in np.unique((high - low)[crowd]):
+        rows = crowd[(high - low)[crowd] == count]
+        bins = first[rows][:, None] + steps
+        cosine, sine, bins_m = table[0][bins], table[1][bins], bins * BIN_M
+        received = np.zeros(bins.shape)
         for k in range(count):
-            other = low[rows] + k
-            phase = (bins_m - distance_m[other][:, None]) * (np.pi / PULSE_M)
-            received += power[other][:, None] * np.where(np.abs(phase - np.pi / 2) <= np.pi / 2, np.sin(phase) ** 2, 0)
+            other = (low[rows] + k)[:, None]
+            after_m = bins_m - distance_m[other]
+            pulse = power[other] - parts[0][other] * cosine - parts[1][other] * sine
+            received += pulse * ((after_m >= 0) & (after_m <= PULSE_M))
         strongest = received.argmax(axis=1)
         every = np.arange(len(rows))
-        where_m[rows], height[rows] = bins_m[every, strongest] - PULSE_M / 2, received[every, strongest]
-    return where_m, height
+        where_m[rows], height[rows] = bins_m[every, strongest], received[every, strongest] / 2
+    return where_m - PULSE_M / 2, height
 
 
 def gunn_slope_per_m(rate_mmph: Number) -> float:

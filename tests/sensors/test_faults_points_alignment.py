@@ -9,6 +9,8 @@ from sensors.faults.catalogue import CATALOGUE, fault_named
 from sensors.faults.protocol import Draws
 from sensors.faults.radar import HALF_VIEW_RAD, azimuth_of, range_of
 from sensors.frame import NoHistory
+from sensors.radar import read_radar
+from sensors.rig import NUSCENES_RIG
 from tests.sensors.fault_measures import angle_deg
 from tests.sensors.toy_frames import toy_frame, toy_radar
 
@@ -95,3 +97,21 @@ def test_ego_pose_noise_is_anew_for_every_measurement():
     assert shifts.std() == pytest.approx(0.4, rel=0.15)
     assert np.abs(np.corrcoef(shifts[:, 0, 0], shifts[:, 1, 0])[0, 1]) < 0.4
     assert np.sqrt(np.mean(np.square(turns))) == pytest.approx(0.4, rel=0.2)
+
+
+def test_real_radar_keeps_its_ego_compensation(nuscenes_real):
+    path = next(nuscenes_real.rglob("*RADAR_BACK_RIGHT*.pcd"))
+    before = read_radar(path, 0.0, NUSCENES_RIG["RADAR_BACK_RIGHT"].ego_from_sensor)
+    frame = replace(FRAME, radars={"RADAR_BACK_RIGHT": (before,)})
+    line = before.xyz_m[:, :2] / range_of(before)[:, None]
+    own = ((before.velocity_raw_mps - before.velocity_mps) * line).sum(axis=1)
+    # The file's own compensation is one vector along each line of sight, though its raw velocities are not radial.
+    vector = np.linalg.lstsq(line, own, rcond=None)[0]
+    assert line @ vector == pytest.approx(own, abs=1e-4)
+    for name in ("radar_doppler_noise", "radar_doppler_alias", "radar_ghosts", "radar_point_drop", "radar_rcs_loss"):
+        after = applied(name, fault_named(name).levels[2], frame).radars["RADAR_BACK_RIGHT"][0]
+        line = after.xyz_m[:, :2] / range_of(after)[:, None]
+        own = ((after.velocity_raw_mps - after.velocity_mps) * line).sum(axis=1)
+        assert line @ vector == pytest.approx(own, abs=1e-3), name
+        across = after.velocity_mps[:, 0] * line[:, 1] - after.velocity_mps[:, 1] * line[:, 0]
+        assert np.abs(across).max() < 1e-4, name

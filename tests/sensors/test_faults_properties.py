@@ -59,7 +59,7 @@ def assert_sound(before, after):
     assert after.boxes is before.boxes
 
 
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(faults, shares, tokens, st.integers(0, 160), st.integers(0, 60), st.booleans())
 def test_any_fault_at_any_level_leaves_a_sound_frame(fault, share, token, lidar_points, radar_points, past):
     frame = few_points(SCENE[-1], lidar_points, radar_points)
@@ -91,7 +91,7 @@ def test_faults_compose_in_any_order(steps, token):
         assert_sound(SCENE[-1], frame)
 
 
-@settings(max_examples=80)
+@settings(max_examples=50)
 @given(faults, shares, st.data())
 def test_a_restricted_fault_harms_its_channels_as_the_whole_one_does(fault, share, data):
     channels = data.draw(st.sets(st.sampled_from(scope_of(fault)), min_size=1))
@@ -107,7 +107,7 @@ def test_a_restricted_fault_harms_its_channels_as_the_whole_one_does(fault, shar
             assert after.lidar is SCENE[-1].lidar
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(faults, st.floats(0.05, 1))
 def test_epochs_and_seeds_draw_anew(fault, share):
     frame = toy_frame(**SIZES)

@@ -78,6 +78,17 @@ class MeasurementChains:
                 return float(np.hypot(moved_m[0], moved_m[1]) / seconds) if seconds > 0 else 0.0
         return 0.0
 
+    def yaw_rate_radps(self, sample: int) -> float:
+        """From the same two keyframes as the speed; counter-clockwise."""
+        samples = self.index.samples
+        for other in (sample - 1, sample + 1):
+            if 0 <= other < len(samples.scene) and samples.scene[other] == samples.scene[sample]:
+                here, there = self.reference(sample), self.reference(other)
+                turned_rad = (there.ego_from_global @ here.global_from_ego).yaw_rad
+                seconds = (here.timestamp_us - there.timestamp_us) * 1e-6
+                return turned_rad / seconds if seconds else 0.0
+        return 0.0
+
     def sweeps(self, newest: int, num_sweeps: int) -> list[int]:
         """The measurement and those before it in its scene, newest first."""
         chain = [newest]

@@ -4,6 +4,7 @@ How every measurement comes into the keyframe's ego frame: ``datamodules.chains`
 """
 
 import re
+from collections.abc import Iterator
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +21,7 @@ from datamodules.labels import boxes_of, class_counts
 from datamodules.sizes import check_size, recorded_sizes
 from datamodules.splits import scenes_of_split
 from sensors.camera import CameraImage, read_pixels
-from sensors.frame import Frame, Measurement
+from sensors.frame import Frame, Measurement, Single
 from sensors.lidar import LidarSweep, read_lidar
 from sensors.radar import RadarSweep, read_radar
 from sensors.rig import CAMERAS, LIDAR, RADARS, modality_of
@@ -47,7 +48,7 @@ class NuScenesFrames:
     Args:
         root: folder that holds the version's folder, ``samples`` and ``sweeps``.
         version: e.g. ``v1.0-mini``.
-        split: one of nuScenes' predefined splits or of ``<root>/<version>/splits.json``.
+        split: one of nuScenes' predefined splits or of ``<root>/<version>/splits.json``; None for every scene.
         lidar_sweeps: sweeps per frame, the keyframe's included; fewer at a scene's start; 0 reads no LiDAR.
         radar_sweeps: likewise for every radar.
         cameras: False reads no pictures.
@@ -66,7 +67,7 @@ class NuScenesFrames:
         self,
         root: str | Path,
         version: str,
-        split: str,
+        split: str | None,
         lidar_sweeps: int = 1,
         radar_sweeps: int = 1,
         cameras: bool = True,
@@ -79,14 +80,14 @@ class NuScenesFrames:
             raise ValueError(f"expected 0 or more sweeps, got lidar_sweeps={lidar_sweeps}, radar_sweeps={radar_sweeps}")
         self.root, self.version, self.split = Path(root), version, split
         self.lidar_sweeps, self.radar_sweeps, self.cameras = lidar_sweeps, radar_sweeps, cameras
-        self.close_m = close_m
+        self.close_m, self.missing = close_m, missing
         self.index = open_index(self.root, version)
         self.chains = MeasurementChains(self.index)
         self.rows = _rows_of_split(self.index, self.root, version, split)
         self._sizes = recorded_sizes(self.index)
         wanted = sweeps_read(cameras, lidar_sweeps, radar_sweeps)
         if missing == "absent":
-            self._lost = lost_files(self.index, self.rows, wanted, self.root, split)
+            self._lost = lost_files(self.index, self.rows, wanted, self.root, split or "all scenes")
         else:
             check_keyframes(self.index, self.rows, wanted)
             self._lost = frozenset()
@@ -114,6 +115,7 @@ class NuScenesFrames:
         samples, scenes = self.index.samples, self.index.scenes
         scene = int(samples.scene[row])
         reference = self.chains.reference(row)
+        first, last = np.searchsorted(samples.scene, np.array([scene, scene + 1], np.int32))
         read = partial(self.measurement, row, reference)
         cameras = {channel: read(channel) for channel in CAMERAS} if self.cameras else {}
         radars = {channel: read(channel) for channel in RADARS} if self.radar_sweeps else {}
@@ -128,6 +130,9 @@ class NuScenesFrames:
             radars={channel: sweeps for channel, sweeps in radars.items() if sweeps is not None},
             boxes=boxes_of(self.index, row, reference.ego_from_global),
             conditions=conditions_of(scenes.description[scene].decode()),
+            keyframe=row - int(first),
+            num_keyframes=int(last - first),
+            ego_yaw_rate_radps=self.chains.yaw_rate_radps(row),
         )
 
     def without_cameras(self) -> "NuScenesFrames":
@@ -135,6 +140,12 @@ class NuScenesFrames:
         blind = copy(self)
         blind.cameras = False
         return blind
+
+    def with_sweeps(self, lidar_sweeps: int, radar_sweeps: int) -> "NuScenesFrames":
+        """The same frames with other numbers of sweeps."""
+        other = copy(self)
+        other.lidar_sweeps, other.radar_sweeps = lidar_sweeps, radar_sweeps
+        return other
 
     def history(self, i: int) -> "SceneHistory":
         """A look at what came before frame ``i`` in its scene."""
@@ -206,6 +217,38 @@ class SceneHistory:
             return None
         return self.frames.measurement(earlier, self.frames.chains.reference(earlier), channel)
 
+    def lags_s(self, channel: str, within_s: float) -> tuple[float, ...]:
+        """Lags of the channel's measurements, newest first, to the first that is older than ``within_s``.
+
+        Under ``missing="absent"`` a measurement whose file is lost is passed over.
+        """
+        chains, lags_s = self.frames.chains, []
+        reference = chains.reference(self.row)
+        for measurement in self._measurements(channel):
+            lags_s.append(chains.lag_s(measurement, reference))
+            if lags_s[-1] > within_s:
+                break
+        return tuple(lags_s)
+
+    def measured(self, channel: str, step: int) -> Single | None:
+        """The measurement at that place of ``lags_s``, relative to this keyframe's ego frame."""
+        frames, reference = self.frames, self.frames.chains.reference(self.row)
+        read = {"camera": frames._image, "lidar": frames._lidar_sweep, "radar": frames._radar_sweep}
+        for number, measurement in enumerate(self._measurements(channel)):
+            if number == step:
+                return read[modality_of(channel)](measurement, reference)
+        return None
+
+    def _measurements(self, channel: str) -> Iterator[int]:
+        """Rows of the channel's measurements up to this keyframe's, newest first, within the scene."""
+        frames = self.frames
+        columns = frames.index.measurements
+        row = frames.chains.keyframe(self.row, channel)
+        while row >= 0:
+            if frames.missing == "error" or (frames.root / columns.filename[row].decode()).is_file():
+                yield row
+            row = int(columns.previous[row])
+
 
 def _found(read, path: Path, *arguments):
     """What ``read`` makes of a file, or one line about the file that is not there."""
@@ -218,7 +261,9 @@ def _found(read, path: Path, *arguments):
         ) from error
 
 
-def _rows_of_split(index: NuScenesIndex, root: Path, version: str, split: str) -> Int64[np.ndarray, "n"]:
+def _rows_of_split(index: NuScenesIndex, root: Path, version: str, split: str | None) -> Int64[np.ndarray, "n"]:
+    if split is None:
+        return np.arange(len(index.samples.token), dtype=np.int64)
     wanted = {name.encode() for name in scenes_of_split(root, version, split)}
     scenes = np.array([bytes(name) in wanted for name in index.scenes.name], bool)
     rows = np.flatnonzero(scenes[index.samples.scene]) if len(scenes) else np.zeros(0, np.int64)

@@ -94,12 +94,52 @@ class RouteTable:
         included. The empty route is chosen only where nothing else fits (nothing present, or only units too dear).
         """
         tables = self._tables(scores.device)
+        total = self.totals(scores, possible)
+        within = tables.cost <= budget.to(total)[:, None] + _TOLERANCE
+        return tables.routes[total.masked_fill(~within, -torch.inf).argmax(dim=1)]
+
+    def totals(self, scores: Float[Tensor, "b u k"], possible: Bool[Tensor, "b u k"]) -> Float64[Tensor, "b n"]:
+        """Total score of every route, with the preference that breaks ties; hopeless where a branch is impossible."""
+        tables = self._tables(scores.device)
         # float64 and bounded scores: sums of equal terms stay equal at every batch size, so ties break the same way.
         bounded = scores.detach().double().nan_to_num(0.0).clamp(-_SCORE_LIMIT, _SCORE_LIMIT)
         bounded = torch.where(possible, bounded, -_IMPOSSIBLE)
-        total = bounded.flatten(1) @ tables.one_hot.T + tables.preference
-        within = tables.cost <= budget.to(total)[:, None] + _TOLERANCE
-        return tables.routes[total.masked_fill(~within, -torch.inf).argmax(dim=1)]
+        return bounded.flatten(1) @ tables.one_hot.T + tables.preference
+
+    def routes(self, device: torch.device | str = "cpu") -> Int64[Tensor, "n u"]:
+        """Every route, from all-on to all-off."""
+        return self._tables(torch.device(device)).routes
+
+    def costs(self, device: torch.device | str = "cpu") -> Float64[Tensor, "n"]:
+        """Cost share of every route, always-on part included."""
+        return self._tables(torch.device(device)).cost
+
+    def capped(
+        self, choice: Int64[Tensor, "b u"], possible: Bool[Tensor, "b u k"], cap: Float[Tensor, "b"]
+    ) -> Int64[Tensor, "b u"]:
+        """The route itself where it is possible and within the cap, else the most of it that is.
+
+        Nothing is added, except the cheapest branch of a unit on the floor and the cheapest unit of an empty route.
+        """
+        fits = possible.gather(-1, choice[..., None])[..., 0].all(dim=1) & (choice != SKIP).any(dim=1)
+        fits &= self.prices.cost_of(choice) <= cap.to(choice.device) + _TOLERANCE
+        rows = torch.nonzero(~fits)[:, 0]
+        if not len(rows):
+            return choice
+        return choice.index_copy(0, rows, self._cut(choice[rows], possible[rows], cap.to(choice.device)[rows]))
+
+    def _cut(
+        self, choice: Int64[Tensor, "b u"], possible: Bool[Tensor, "b u k"], cap: Float[Tensor, "b"]
+    ) -> Int64[Tensor, "b u"]:
+        shares = self.shares(choice.device).expand(len(choice), -1, -1)
+        chosen = torch.nn.functional.one_hot(choice, NUM_BRANCHES).to(shares.dtype)
+        allowed = possible & (shares <= (shares * chosen).sum(dim=-1, keepdim=True))
+        is_empty = (choice == SKIP).all(dim=1)[:, None]
+        added = is_empty | ~allowed.any(dim=-1)
+        # As many of the chosen branches as fit; of what has to be degraded, the dearest that fits. What has to be added
+        # costs as little as it may.
+        scores = torch.where(added[..., None], -1e3 * shares, chosen + shares)
+        return self.best(scores, torch.where(added[..., None], possible, allowed), cap)
 
     def random(
         self, available: Bool[Tensor, "b u"], budget: float | Tensor, generator: torch.Generator | None = None

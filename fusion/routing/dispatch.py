@@ -140,7 +140,7 @@ def _masked_shares(gates: Float[Tensor, "b k"], stand_in: int) -> Float[Tensor, 
     that weight learns from it what running the unit would have given.
     """
     runs = 1 - gates[:, SKIP]
-    is_on = (runs.detach() > 0.5)[:, None]
+    is_on = (runs.detach() > 1e-6)[:, None]  # soft gates are shared out, too
     all_of_one = torch.nn.functional.one_hot(torch.tensor(stand_in, device=gates.device), NUM_BRANCHES)
     return torch.where(is_on, gates / torch.where(is_on, runs[:, None], 1.0), all_of_one.to(gates.dtype))
 

@@ -1,19 +1,19 @@
 """From a glance at the sensors to a route: which branch of which unit each sample runs."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import log
 
 import torch
-from jaxtyping import Bool, Float32
+from jaxtyping import Float32, Int64
 from torch import Tensor, nn
 
-from datamodules.batch import Batch
 from fusion.draws import keyed_generator
 from fusion.routing.budget import RouteTable, checked_budget
 from fusion.routing.costs import conv_gflops, linear_gflops
+from fusion.routing.gate_inputs import DEFAULT_INPUTS, PREVIOUS_FIELDS, Glance, checked_inputs, glance_of
 from fusion.routing.plan import BRANCHES, NUM_BRANCHES, RoutingPlan
-from fusion.routing.relaxations import GumbelStraightThrough, Relaxation
+from fusion.routing.policies import Policy, Proposal, decided
+from fusion.routing.relaxations import GumbelStraightThrough, Relaxation, log_probs_of
 from sensors.health import HEALTH_FIELDS, THUMBNAIL_SIZE_PX
 from sensors.rig import CAMERAS, CHANNELS, NUM_CAMERAS, UNITS
 
@@ -26,26 +26,7 @@ before it leaves any out, and both branches learn.
 
 _SPEED_UNIT_MPS = 10.0
 
-
-@dataclass(frozen=True, eq=False)
-class Glance:
-    """What the router may look at: cheap, and there before any encoder runs.
-
-    Attributes:
-        health: HEALTH_FIELDS per channel; zeros where absent.
-        thumbnails: RGB in [0, 1]; zeros where absent.
-        available: units that are present and that the model has.
-    """
-
-    health: Float32[Tensor, "b 12 k"]
-    thumbnails: Float32[Tensor, "b 6 3 th tw"]
-    ego_speed_mps: Float32[Tensor, "b"]
-    channel_present: Bool[Tensor, "b 12"]
-    available: Bool[Tensor, "b 8"]
-
-
-def glance_of(batch: Batch, available: Bool[Tensor, "b 8"]) -> Glance:
-    return Glance(batch.health, batch.thumbnails, batch.ego_speed_mps, batch.channel_present, available)
+__all__ = ("Glance", "Router", "glance_of")
 
 
 class Router(nn.Module):
@@ -60,6 +41,12 @@ class Router(nn.Module):
         num_health: fields per channel.
         relaxation: how the choice gets its gradient.
         floor: names of units that are never skipped while present.
+        inputs: which of GATE_INPUTS it looks at; thumbnails that are not looked at are neither computed nor priced.
+        policy: who decides at evaluation; None for the best route within the budget. May be set at any time.
+
+    Attributes:
+        previous: PREVIOUS_FIELDS of the last frame, set by a runner that goes through a scene in order, for the input
+            ``previous``; None where there was no last frame.
     """
 
     def __init__(
@@ -68,13 +55,17 @@ class Router(nn.Module):
         num_health: int = len(HEALTH_FIELDS),
         relaxation: Relaxation | None = None,
         floor: Sequence[str] = (),
+        inputs: Sequence[str] = DEFAULT_INPUTS,
+        policy: Policy | None = None,
     ):
         super().__init__()
-        self.floor = tuple(floor)
+        self.floor, self.inputs, self.policy = tuple(floor), checked_inputs(inputs), policy
         self.relaxation = GumbelStraightThrough() if relaxation is None else relaxation
-        self.thumbnail = nn.Sequential(
-            nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.GELU(), nn.Conv2d(8, 16, 3, stride=2, padding=1), nn.GELU()
-        )
+        self.previous: Float32[Tensor, "b u 3"] | None = None
+        if "thumbnails" in self.inputs:
+            self.thumbnail = nn.Sequential(
+                nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.GELU(), nn.Conv2d(8, 16, 3, stride=2, padding=1), nn.GELU()
+            )
         self.channel = nn.Linear(num_health + 16 + 1, hidden)
         self.who = nn.Parameter(torch.randn(len(UNITS), hidden) * 0.1)
         self.prices = nn.Linear(NUM_BRANCHES, hidden, bias=False)
@@ -85,6 +76,8 @@ class Router(nn.Module):
         nn.init.zeros_(self.score.bias)
         open_logits = torch.tensor([log(_OPEN_PROBS[name]) for name in BRANCHES])
         self.bias = nn.Parameter(open_logits.expand(len(UNITS), -1).clone())
+        if "previous" in self.inputs:
+            self.outcome = nn.Linear(len(PREVIOUS_FIELDS), hidden, bias=False)
         self._noise_key, self._num_draws = (0, 0, 0), 0
 
     def set_noise_key(self, seed: int, step: int, rank: int) -> None:
@@ -110,8 +103,8 @@ class Router(nn.Module):
             possible = routes.possible(glance.available)
             logits = self.logits(glance, routes, asked.float()).masked_fill(~possible, -torch.inf)
             scores = self.relaxation.scores(logits, generator)
-            choice = routes.best(scores, possible, asked)
-            log_probs = torch.log_softmax(logits, dim=-1)
+            choice = self._choice(Proposal(scores, possible, asked, glance), routes)
+            log_probs = log_probs_of(self.relaxation, logits)
             probs = log_probs.exp()
             return RoutingPlan(
                 choice=choice,
@@ -122,12 +115,22 @@ class Router(nn.Module):
                 expected_cost=routes.expected_cost(probs),
             )
 
+    def _choice(self, proposal: Proposal, routes: RouteTable) -> Int64[Tensor, "b u"]:
+        """The best route within the budget, or at evaluation the policy's, held to its cap."""
+        if self.training or self.policy is None:
+            return routes.best(proposal.scores, proposal.possible, proposal.budget)
+        return decided(self.policy, proposal, routes)
+
     def logits(self, glance: Glance, routes: RouteTable, budget: Float32[Tensor, "b"]) -> Float32[Tensor, "b u k"]:
         """Scores of every branch, possible or not."""
         units = self._unit_features(glance)
         units = units + self.who + self.prices(routes.shares(units.device).float())
+        if "previous" in self.inputs and self.previous is not None:
+            units = units + self.outcome(self.previous.to(units))
         available = glance.available.float()
-        state = torch.stack([budget, budget.log(), glance.ego_speed_mps.float() / _SPEED_UNIT_MPS], dim=-1)
+        speed = glance.ego_speed_mps.float() / _SPEED_UNIT_MPS
+        speed = speed if "speed" in self.inputs else torch.zeros_like(speed)
+        state = torch.stack([budget, budget.log(), speed], dim=-1)
         pooled = (units * available[..., None]).sum(dim=1) / available.sum(dim=1, keepdim=True).clamp_min(1)
         summary = self.summary(torch.cat([pooled, available, state], dim=-1))
         joint = torch.cat([units, summary[:, None].expand(-1, len(UNITS), -1)], dim=-1)
@@ -137,10 +140,14 @@ class Router(nn.Module):
     def _unit_features(self, glance: Glance) -> Float32[Tensor, "b u c"]:
         """One vector per unit; the radar set is the mean of its present radars."""
         present = glance.channel_present.float()[..., None]
-        views = self.thumbnail(glance.thumbnails.float().flatten(0, 1)).mean(dim=(2, 3))
-        views = views.unflatten(0, (-1, NUM_CAMERAS))
-        views = nn.functional.pad(views, (0, 0, 0, len(CHANNELS) - NUM_CAMERAS))
-        channels = self.channel(torch.cat([glance.health.float(), views, present], dim=-1)) * present
+        health = glance.health.float()
+        health = health if "health" in self.inputs else torch.zeros_like(health)
+        views = health.new_zeros(len(health), len(CHANNELS), self.channel.in_features - health.shape[-1] - 1)
+        if "thumbnails" in self.inputs:
+            seen = self.thumbnail(glance.thumbnails.float().flatten(0, 1)).mean(dim=(2, 3))
+            seen = seen.unflatten(0, (-1, NUM_CAMERAS))
+            views = nn.functional.pad(seen, (0, 0, 0, len(CHANNELS) - NUM_CAMERAS))
+        channels = self.channel(torch.cat([health, views, present], dim=-1)) * present
         radars, radars_present = channels[:, NUM_CAMERAS + 1 :], present[:, NUM_CAMERAS + 1 :]
         radar_set = radars.sum(dim=1) / radars_present.sum(dim=1).clamp_min(1)
         return torch.cat([channels[:, : NUM_CAMERAS + 1], radar_set[:, None]], dim=1)
@@ -148,11 +155,12 @@ class Router(nn.Module):
     def gflops(self, thumbnail_size_px: tuple[int, int] = THUMBNAIL_SIZE_PX) -> float:
         """Analytic GFLOPs of one sample, without the search of the RouteTable."""
         total, (height, width) = 0.0, thumbnail_size_px
-        for conv in (self.thumbnail[0], self.thumbnail[2]):
+        for conv in (self.thumbnail[0], self.thumbnail[2]) if "thumbnails" in self.inputs else ():
             height, width = (height + 1) // 2, (width + 1) // 2
             total += len(CAMERAS) * conv_gflops(conv.in_channels, conv.out_channels, 3, height * width)
         per_sample = [(self.channel, len(CHANNELS)), (self.summary[0], 1), (self.summary[2], 1)]
         per_sample += [(self.mix, len(UNITS)), (self.score, len(UNITS)), (self.prices, len(UNITS))]
+        per_sample += [(self.outcome, len(UNITS))] if "previous" in self.inputs else []
         return total + sum(linear_gflops(layer.in_features, layer.out_features, rows) for layer, rows in per_sample)
 
     def _keyed_generator(self) -> torch.Generator:

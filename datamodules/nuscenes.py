@@ -22,7 +22,7 @@ from datamodules.sizes import check_size, recorded_sizes
 from datamodules.splits import scenes_of_split
 from sensors.camera import CameraImage, read_pixels
 from sensors.frame import Frame, Measurement, Single
-from sensors.lidar import LidarSweep, read_lidar
+from sensors.lidar import read_lidar_sweeps
 from sensors.radar import RadarSweep, read_radar
 from sensors.rig import CAMERAS, LIDAR, RADARS, modality_of
 
@@ -160,9 +160,14 @@ class NuScenesFrames:
         if modality == "camera":
             return self._image(newest, reference)
         num_sweeps = self.lidar_sweeps if modality == "lidar" else self.radar_sweeps
-        read = self._lidar_sweep if modality == "lidar" else self._radar_sweep
         chain = [step for step in self.chains.sweeps(newest, max(num_sweeps, 1)) if step not in self._lost]
-        return tuple(read(step, reference) for step in chain)
+        if modality == "radar":
+            return tuple(self._radar_sweep(step, reference) for step in chain)
+        sweeps = [
+            (self._path(step), self.chains.lag_s(step, reference), self.chains.ego_from_sensor(step, reference))
+            for step in chain
+        ]
+        return _found(read_lidar_sweeps, sweeps, self.close_m)
 
     def _image(self, measurement: int, reference: Reference) -> CameraImage:
         columns = self.index.measurements
@@ -180,11 +185,6 @@ class NuScenesFrames:
             ego_from_camera=self.chains.ego_from_sensor(measurement, reference),
             lag_s=self.chains.lag_s(measurement, reference),
         )
-
-    def _lidar_sweep(self, measurement: int, reference: Reference) -> LidarSweep:
-        lag_s = self.chains.lag_s(measurement, reference)
-        ego_from_lidar = self.chains.ego_from_sensor(measurement, reference)
-        return _found(read_lidar, self._path(measurement), lag_s, ego_from_lidar, self.close_m)
 
     def _radar_sweep(self, measurement: int, reference: Reference) -> RadarSweep:
         lag_s = self.chains.lag_s(measurement, reference)
@@ -250,14 +250,14 @@ class SceneHistory:
             row = int(columns.previous[row])
 
 
-def _found(read, path: Path, *arguments):
-    """What ``read`` makes of a file, or one line about the file that is not there."""
+def _found(read, what, *arguments):
+    """What ``read`` makes of a file (or several), or one line about the file that is not there."""
     try:
-        return read(path, *arguments)
+        return read(what, *arguments)
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"expected the file {path} that the tables name, found none; copy it, or set missing=absent to go on "
-            "without it"
+            f"expected the file {error.filename} that the tables name, found none; copy it, or set missing=absent to "
+            "go on without it"
         ) from error
 
 

@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -58,15 +59,44 @@ def read_lidar(path: Path, lag_s: float, ego_from_lidar: RigidTransform, close_m
         FileNotFoundError: there is no such file.
         ValueError: no bytes, a size that is no multiple of five float32, or more than half of the points not finite.
     """
-    with open(path, "rb", buffering=0) as file:
-        num_bytes = os.fstat(file.fileno()).st_size
-        if num_bytes % _POINT.itemsize or not num_bytes:
-            raise ValueError(
-                f"expected rows of {_FIELDS} float32 ({_POINT.itemsize} bytes) in {path}, got {num_bytes} bytes; the "
-                "file is cut off: copy it again"
-            )
-        rows = np.empty((num_bytes // _POINT.itemsize, _FIELDS), np.float32)
-        file.readinto(rows)
+    return read_lidar_sweeps([(path, lag_s, ego_from_lidar)], close_m)[0]
+
+
+def read_lidar_sweeps(
+    sweeps: Sequence[tuple[Path, float, RigidTransform]], close_m: float = 0.0
+) -> tuple[LidarSweep, ...]:
+    """Several files (path, lag_s, ego_from_lidar) as by ``read_lidar``, into one piece of memory.
+
+    A piece of its own for each would be given back to the system and asked for again with every frame, which costs more
+    than reading.
+    """
+    with ExitStack() as stack:
+        files = [stack.enter_context(open(path, "rb", buffering=0)) for path, _, _ in sweeps]
+        counts = [_num_points(file.fileno(), path) for file, (path, _, _) in zip(files, sweeps, strict=True)]
+        memory = np.empty((sum(counts), _FIELDS), np.float32)
+        found, end = [], 0
+        for file, count, sweep in zip(files, counts, sweeps, strict=True):
+            rows = memory[end : end + count]
+            file.readinto(rows)
+            found.append(_sweep_of_rows(rows, sweep, close_m))
+            end += count
+    return tuple(found)
+
+
+def _num_points(descriptor: int, path: Path) -> int:
+    num_bytes = os.fstat(descriptor).st_size
+    if num_bytes % _POINT.itemsize or not num_bytes:
+        raise ValueError(
+            f"expected rows of {_FIELDS} float32 ({_POINT.itemsize} bytes) in {path}, got {num_bytes} bytes; the "
+            "file is cut off: copy it again"
+        )
+    return num_bytes // _POINT.itemsize
+
+
+def _sweep_of_rows(
+    rows: Float32[np.ndarray, "n 5"], sweep: tuple[Path, float, RigidTransform], close_m: float
+) -> LidarSweep:
+    path, lag_s, ego_from_lidar = sweep
     flat = rows.reshape(-1)
     # A sum of squares is not finite where one number is not, and costs a tenth of looking at each.
     if not math.isfinite(np.dot(flat, flat)):

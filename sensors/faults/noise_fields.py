@@ -39,7 +39,7 @@ def uniform_words(rng: np.random.Generator, shape: tuple[int, ...]) -> UInt16[np
     return words.astype("<u8", copy=False).view("<u2")[:size].reshape(shape)
 
 
-def plasma(shape: tuple[int, int], decay: float, rng: np.random.Generator) -> Float32[np.ndarray, "h w"]:
+def plasma(shape: tuple[int, int], decay: float | int, rng: np.random.Generator) -> Float32[np.ndarray, "h w"]:
     """Clouds between 0 and 1 by the diamond-square construction on a square that wraps around.
 
     The square's side is the power of two that holds the longer side of ``shape``; the top left part of it is returned.
@@ -95,6 +95,6 @@ def smooth_field(
     return field
 
 
-def quantile_of(field: Float[np.ndarray, "h w"], share: float) -> float:
+def quantile_of(field: Float[np.ndarray, "h w"], share: float | int) -> float:
     """The value that this share of the field lies below; on a tiny field too."""
     return float(np.quantile(field, np.clip(share, 0, 1)))

@@ -14,6 +14,7 @@ from jaxtyping import Float, Float32
 
 from sensors.faults.camera_pixels import Pixels, noisy, width_share
 from sensors.faults.noise_fields import plasma, uniform_words
+from sensors.faults.protocol import Number
 from sensors.faults.published_imagecorruptions import (
     blurred_one_way,
     brightness,
@@ -55,12 +56,13 @@ def multicorrupt_dark(pixels: Pixels, severity: int, rng: np.random.Generator) -
     return dimmed(pixels, scale, photons, sigma, rng)
 
 
-def dimmed(pixels: Pixels, scale: float, photons: float, sigma: float, rng: np.random.Generator) -> Pixels:
+def dimmed(pixels: Pixels, scale: Number, photons: int, sigma: Number, rng: np.random.Generator) -> Pixels:
     """Stretched to the full range, squared, scaled; then a count of ``photons`` at white and normal noise."""
     low, high = float(pixels.min()), float(pixels.max())
     stretched = np.clip((np.arange(256) - low) / max(high - low, 1), 0, 1)
     table = photon_table(tuple(photons * scale * stretched**2), photons)
-    return noisy(counted(pixels, table, rng), np.arange(256) - 0.5, np.full(256, 255 * sigma), rng)
+    # Counts, not grey levels, stand between the two kinds of noise: they are whole numbers and need no rounding.
+    return noisy(counted(pixels, table, rng), np.arange(256) * (255 / photons) - 0.5, np.full(256, 255 * sigma), rng)
 
 
 def multicorrupt_fog(pixels: Pixels, severity: int, rng: np.random.Generator) -> Pixels:

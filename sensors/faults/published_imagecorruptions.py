@@ -13,13 +13,14 @@ from jaxtyping import Float, Float32, UInt8
 
 from sensors.faults.camera_pixels import Pixels, noisy, width_share
 from sensors.faults.noise_fields import plasma, uniform_words
+from sensors.faults.protocol import Number
 from sensors.rig import IMAGE_WIDTH_PX
 
 _CUT = 0.5
 """Subtracted before OpenCV rounds, which then cuts."""
 
 
-def chosen(values: tuple, severity: int) -> float | tuple:
+def chosen(values: tuple, severity: int) -> Number | tuple:
     """The parameter of a severity that counts from 1.
 
     Raises:
@@ -41,8 +42,9 @@ def speckle_noise(pixels: Pixels, severity: int, rng: np.random.Generator) -> Pi
 
 
 def shot_noise(pixels: Pixels, severity: int, rng: np.random.Generator) -> Pixels:
-    photons = chosen((60.0, 25.0, 12.0, 5.0, 3.0), severity)
-    return counted(pixels, photon_table(tuple(photons * np.arange(256) / 255), photons, cut=True), rng)
+    photons = chosen((60, 25, 12, 5, 3), severity)
+    counts = photon_table(tuple(photons * np.arange(256) / 255), photons)
+    return counted(pixels, (255 * np.arange(photons + 1) / photons + 1e-6).astype(np.uint8)[counts], rng)
 
 
 def counted(pixels: Pixels, table: UInt8[np.ndarray, "n"], rng: np.random.Generator) -> Pixels:
@@ -52,28 +54,22 @@ def counted(pixels: Pixels, table: UInt8[np.ndarray, "n"], rng: np.random.Genera
 
 
 @lru_cache(maxsize=8)
-def photon_table(expected: tuple[float, ...], white: float, cut: bool = False) -> UInt8[np.ndarray, "n"]:
-    """Grey levels of a Poisson count at 4096 quantiles, for each of 256 grey levels' expected counts.
-
-    Args:
-        white: the count that is white; more is clipped.
-        cut: to whole grey levels instead of rounded.
-    """
+def photon_table(expected: tuple[float, ...], white: int) -> UInt8[np.ndarray, "n"]:
+    """Poisson counts at 4096 quantiles, for each of 256 expected counts; clipped at ``white``, which is under 256."""
     mean = np.maximum(np.array(expected), 1e-12)[:, None]
-    counts = np.arange(int(mean.max() + 6 * mean.max() ** 0.5 + 8))
+    counts = np.arange(white + 1)
     log_factorial = np.concatenate([[0.0], np.cumsum(np.log(counts[1:]))])
     reached = np.exp(counts * np.log(mean) - mean - log_factorial).cumsum(axis=1)
-    grey = np.minimum(255 * counts / white + (1e-6 if cut else 0.5), 255).astype(np.uint8)
     quantiles = (np.arange(4096) + 0.5) / 4096
-    places = [np.minimum(np.searchsorted(row, quantiles), len(counts) - 1) for row in reached]
-    return grey[np.concatenate(places)]
+    places = [np.minimum(np.searchsorted(row, quantiles), white) for row in reached]
+    return np.concatenate(places).astype(np.uint8)
 
 
 def impulse_noise(pixels: Pixels, severity: int, rng: np.random.Generator) -> Pixels:
     return salt_and_pepper(pixels, chosen((0.03, 0.06, 0.09, 0.17, 0.27), severity), rng)
 
 
-def salt_and_pepper(pixels: Pixels, share: float, rng: np.random.Generator) -> Pixels:
+def salt_and_pepper(pixels: Pixels, share: Number, rng: np.random.Generator) -> Pixels:
     """Half of the share of values becomes white, half black; a larger share holds the smaller one."""
     draws = uniform_words(rng, pixels.shape).reshape(len(pixels), -1)
     half = round(share * 32768)
@@ -107,7 +103,7 @@ def motion_blur(pixels: Pixels, severity: int, rng: np.random.Generator) -> Pixe
 
 
 def blurred_one_way(
-    pixels: UInt8[np.ndarray, "h w 3"] | UInt8[np.ndarray, "h w"], radius_px: float, sigma_px: float, angle_deg: float
+    pixels: UInt8[np.ndarray, "h w 3"] | UInt8[np.ndarray, "h w"], radius_px: Number, sigma_px: Number, angle_deg: float
 ) -> UInt8[np.ndarray, "h w 3"] | UInt8[np.ndarray, "h w"]:
     """Half a bell along a straight path of 2 radius + 1 whole steps from each pixel, edges repeated, result cut."""
     share = pixels.shape[1] / IMAGE_WIDTH_PX
@@ -152,7 +148,7 @@ def fog(pixels: Pixels, severity: int, rng: np.random.Generator) -> Pixels:
     return fogged(pixels, strength * plasma(pixels.shape[:2], decay, rng), strength)
 
 
-def fogged(pixels: Pixels, added: Float32[np.ndarray, "h w"], strength: float) -> Pixels:
+def fogged(pixels: Pixels, added: Float32[np.ndarray, "h w"], strength: Number) -> Pixels:
     """(x + added) m / (m + strength), where m is the brightest value of the picture."""
     brightest = float(pixels.max()) / 255
     scale = brightest / (brightest + strength) if brightest else 0.0
@@ -172,7 +168,9 @@ def snow(pixels: Pixels, severity: int, rng: np.random.Generator) -> Pixels:
     return snowed(snow_haze(pixels, mix), snow_layer(pixels.shape[:2], tuple(flakes), rng))
 
 
-def snow_layer(shape: tuple[int, int], flakes: tuple[float, ...], rng: np.random.Generator) -> UInt8[np.ndarray, "h w"]:
+def snow_layer(
+    shape: tuple[int, int], flakes: tuple[Number, ...], rng: np.random.Generator
+) -> UInt8[np.ndarray, "h w"]:
     """Blown flakes: (mean, deviation, zoom, threshold, radius, sigma) of normal noise, enlarged, cut and blurred."""
     mean, deviation, zoom, threshold, radius, sigma = flakes
     factor = max(1.0, zoom * shape[1] / IMAGE_WIDTH_PX)
@@ -187,7 +185,7 @@ def snow_layer(shape: tuple[int, int], flakes: tuple[float, ...], rng: np.random
     return blurred_one_way(np.rint(255 * layer).astype(np.uint8), radius, sigma, rng.uniform(-135, -45))
 
 
-def snow_haze(pixels: Pixels, mix: float) -> Pixels:
+def snow_haze(pixels: Pixels, mix: Number) -> Pixels:
     """mix x + (1 - mix) max(x, 1.5 grey + 0.5)."""
     grey = cv2.cvtColor(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     hazed = cv2.addWeighted(pixels, mix, grey, 1.5 * (1 - mix), 127.5 * (1 - mix) - _CUT)
@@ -204,15 +202,21 @@ def brightness(pixels: Pixels, severity: int, rng: np.random.Generator) -> Pixel
     return value_raised(pixels, chosen((0.1, 0.2, 0.3, 0.4, 0.5), severity))
 
 
-def value_raised(pixels: Pixels, added: float) -> Pixels:
+def value_raised(pixels: Pixels, added: Number) -> Pixels:
     """HSV value plus ``added`` of 1, hue and saturation kept: the colours are scaled by one factor."""
-    value = pixels.max(axis=2)
-    levels = np.arange(256)
-    factor = np.minimum(levels + 255 * added, 255) / np.maximum(levels, 1)
-    factors = cv2.LUT(value, factor.astype(np.float32))
-    brightened = cv2.multiply(pixels, cv2.merge([factors] * 3), dtype=cv2.CV_32F)
-    brightened[value == 0] = 255 * added
-    return cv2.convertScaleAbs(np.maximum(brightened - _CUT + 1e-3, 0))
+    red, green, blue = cv2.split(pixels)
+    value = cv2.max(cv2.max(red, green), blue).astype(np.uint16) << 8
+    table = _value_table(float(added))
+    return cv2.merge([np.take(table, value | colour, mode="clip") for colour in (red, green, blue)])
+
+
+@lru_cache(maxsize=8)
+def _value_table(added: Number) -> UInt8[np.ndarray, "65536"]:
+    """What a colour becomes, by 256 value + colour; black becomes grey."""
+    value, colour = np.divmod(np.arange(65536), 256)
+    raised = np.minimum(value + 255 * added, 255)
+    scaled = colour * raised / np.maximum(value, 1)
+    return np.clip(np.where(value == 0, 255 * added, scaled) + 1e-6, 0, 255).astype(np.uint8)
 
 
 def contrast(pixels: Pixels, severity: int, rng: np.random.Generator) -> Pixels:
@@ -227,7 +231,7 @@ def saturate(pixels: Pixels, severity: int, rng: np.random.Generator) -> Pixels:
     return resaturated(pixels, factor, added)
 
 
-def resaturated(pixels: Pixels, factor: float, added: float) -> Pixels:
+def resaturated(pixels: Pixels, factor: Number, added: Number) -> Pixels:
     """HSV saturation times ``factor`` plus ``added``; as published, grey has the hue of red."""
     red, green, blue = cv2.split(pixels)
     high, low = cv2.max(cv2.max(red, green), blue), cv2.min(cv2.min(red, green), blue)
@@ -242,7 +246,7 @@ def resaturated(pixels: Pixels, factor: float, added: float) -> Pixels:
 
 
 @lru_cache(maxsize=8)
-def _saturation_table(factor: float, added: float) -> Float32[np.ndarray, "65536"]:
+def _saturation_table(factor: Number, added: Number) -> Float32[np.ndarray, "65536"]:
     """How much farther from the highest channel each channel moves, by 256 highest + lowest."""
     high, low = np.divmod(np.arange(65536), 256)
     before = np.where(high > low, 1 - low / np.maximum(high, 1), 0)
@@ -272,7 +276,7 @@ def pixelate(pixels: Pixels, severity: int, rng: np.random.Generator) -> Pixels:
     return cv2.resize(small, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
 
 
-def boxed(pixels: Pixels, num: int) -> Pixels:
+def boxed(pixels: Pixels, num: int) -> UInt8[np.ndarray, "n w 3"]:
     """Reduced to ``num`` rows: the rounded mean of the whole rows whose middles fall into each, as Pillow does."""
     edges = (np.arange(num + 1) * (len(pixels) / num) + 0.5).astype(int)
     counts = np.diff(edges)

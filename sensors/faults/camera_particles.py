@@ -95,11 +95,13 @@ def snow_flakes(rate_mm_h: float, rng: np.random.Generator) -> Particles:
 def fallen(pixels: Pixels, particles: Particles, colour: Float[np.ndarray, "3"]) -> Pixels:
     """The particles in one colour over the picture."""
     near = particles.soft > 0
-    layer = _traces(pixels.shape[:2], particles, np.flatnonzero(~near))
-    if near.any():
-        blurred = _traces(pixels.shape[:2], particles, np.flatnonzero(near))
-        sigma = max(0.3, 2.5 * pixels.shape[1] / 1600)
-        layer = cv2.max(layer, cv2.GaussianBlur(blurred, (0, 0), sigma))
+    pixel = pixels.shape[1] / 1600
+    layer = np.zeros(pixels.shape[:2], np.uint8)
+    # No lens is sharp to the pixel; what is close to it is out of focus.
+    for rows, sigma in ((np.flatnonzero(~near), 0.9), (np.flatnonzero(near), 2.5)):
+        if len(rows):
+            traces = _traces(pixels.shape[:2], particles, rows)
+            layer = cv2.max(layer, cv2.GaussianBlur(traces, (0, 0), max(0.3, sigma * pixel)))
     share = cv2.multiply(layer, 1 / 255, dtype=cv2.CV_32F)
     veil = np.empty_like(pixels)
     veil[:] = np.rint(colour)

@@ -3,12 +3,14 @@
 from dataclasses import fields, replace
 from pathlib import Path
 
+import cv2
 import numpy as np
+from jaxtyping import UInt8
 
 from datamodules.corrupt.files import link, put
 from datamodules.corrupt.request import CopyRequest
 from datamodules.nuscenes import NuScenesFrames
-from sensors.camera import CameraImage, encode_jpeg
+from sensors.camera import CameraImage
 from sensors.faults.protocol import measurement_of
 from sensors.frame import Frame, Single
 from sensors.lidar import LidarSweep, encode_lidar
@@ -115,7 +117,7 @@ class SampleCopier:
 
     def _encoded(self, measurement: Single) -> bytes:
         if isinstance(measurement, CameraImage):
-            return encode_jpeg(measurement.pixels, self.request.jpeg_quality)
+            return encode_picture(measurement.pixels, self.request.jpeg_quality)
         return encode_lidar(measurement) if isinstance(measurement, LidarSweep) else encode_radar(measurement)
 
     def _table_change(self, row: int, pair: tuple[Single, Single], frame: Frame) -> dict:
@@ -137,6 +139,15 @@ class SampleCopier:
         if isinstance(clean, CameraImage) and clean.pixels.shape != harmed.pixels.shape:
             change["height"], change["width"] = harmed.pixels.shape[:2]
         return change
+
+
+def encode_picture(pixels: UInt8[np.ndarray, "h w 3"], quality: int) -> bytes:
+    """JPEG with colour at full resolution: at half, as usual, coloured noise would be smoothed away again."""
+    options = [cv2.IMWRITE_JPEG_QUALITY, quality]
+    options += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
+    done, encoded = cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), options)
+    assert done, "OpenCV could not encode a JPEG from uint8 RGB"
+    return encoded.tobytes()
 
 
 def _singles(frame: Frame, channel: str) -> tuple[Single, ...]:

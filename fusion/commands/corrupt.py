@@ -77,7 +77,7 @@ def request_of(options: Options):
     root = Path(options.root)
     return CopyRequest(
         root=root,
-        version=options.version or _only_version(root),
+        version=options.version or only_version(root),
         split=options.split or None,
         scenario=options.scenario,
         fault=options.fault,
@@ -91,7 +91,8 @@ def request_of(options: Options):
     )
 
 
-def _only_version(root: Path) -> str:
+def only_version(root: Path) -> str:
+    """The version that a data set holds. Raises where it holds none or several."""
     found = sorted(path.parent.name for path in root.glob("*/sample.json"))
     if not root.is_dir() or not found:
         raise FileNotFoundError(f"expected a data set in nuScenes' format in {root}, found none; set root=")

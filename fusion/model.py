@@ -68,6 +68,7 @@ class FusionModel(nn.Module):
         self.merge, self.trunk, self.head, self.router = merge, trunk, head, router
         self._check_grids()
         self.routes = RouteTable(self._priced(), router.floor)
+        router.open_by_price(self.routes.prices.shares())
         exists = self.routes.prices.exists()
         self.register_buffer("has_unit", exists[:, LITE] | exists[:, FULL], persistent=False)
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from math import log
 
 import torch
-from jaxtyping import Float32, Int64
+from jaxtyping import Float, Float32, Int64
 from torch import Tensor, nn
 
 from fusion.draws import keyed_generator
@@ -23,6 +23,9 @@ _OPEN_PROBS = {"skip": 0.15, "lite": 0.35, "full": 0.5}
 From skip to lite there is more to gain than from lite to full: an untrained router that must save makes units lite
 before it leaves any out, and both branches learn.
 """
+
+_MEAN_WORTH = 1.6
+"""Logit of the dearest branch over skip, averaged over units, where a router starts from prices: about 85 % open."""
 
 _SPEED_UNIT_MPS = 10.0
 
@@ -79,6 +82,20 @@ class Router(nn.Module):
         if "previous" in self.inputs:
             self.outcome = nn.Linear(len(PREVIOUS_FIELDS), hidden, bias=False)
         self._noise_key, self._num_draws = (0, 0, 0), 0
+
+    def open_by_price(self, shares: Float[Tensor, "u k"]) -> None:
+        """Start from branches that are worth what they cost, still open on the whole.
+
+        With equal scores for all units a tight budget would first give up the dearest one, since that saves most for
+        one score; scores in proportion to cost make all routes of equal cost equally likely, so that what is learnt
+        decides and not the number of units.
+
+        Args:
+            shares: cost of each branch as a share of the full cost (``Prices.shares``).
+        """
+        full = shares.max(dim=1).values
+        if bool((full > 0).any()):
+            self.bias.data.copy_(_MEAN_WORTH * shares / full[full > 0].mean())
 
     def set_noise_key(self, seed: int, step: int, rank: int) -> None:
         """Fixes the noise of the coming training step, so that a resumed run draws the same routes."""

@@ -7,6 +7,7 @@ from fusion.routing.plan import FULL, LITE, SKIP
 from fusion.routing.router import Router
 from sensors.rig import LIDAR_UNIT, NUM_CAMERAS, UNITS
 from tests.fusion.routing_toys import toy_glance, toy_prices
+from tests.fusion.small_model import small_model
 
 TABLE = RouteTable(toy_prices())
 
@@ -154,3 +155,14 @@ def test_gflops_equal_the_counter(router):
     with FlopCounterMode(display=False) as counter:
         router.eval()(toy_glance(1), TABLE)
     assert router.gflops() + TABLE.gflops == pytest.approx(counter.get_total_flops() / 1e9, rel=1e-6)
+
+
+def test_a_router_that_starts_from_prices_finds_routes_of_equal_cost_equally_good():
+    model = small_model()
+    table = torch.log_softmax(model.router.bias, dim=-1)
+    worth = (table - table[:, :1]).double()
+    routes, prices = model.routes.routes(), model.routes.prices
+    total = worth.gather(1, routes.T).sum(dim=0)
+    spent = prices.cost_of(routes) - prices.always_share
+    torch.testing.assert_close(total / total.max(), spent / spent.max(), rtol=1e-5, atol=1e-6)
+    assert 0.75 < (1 - table.exp()[:, SKIP]).mean() < 0.9

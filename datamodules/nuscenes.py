@@ -22,7 +22,7 @@ from datamodules.sizes import check_size, recorded_sizes
 from datamodules.splits import scenes_of_split
 from sensors.camera import CameraImage, read_pixels
 from sensors.frame import Frame, Measurement, Single
-from sensors.lidar import read_lidar_sweeps
+from sensors.lidar import LidarSweep, read_lidar_sweeps
 from sensors.radar import RadarSweep, read_radar
 from sensors.rig import CAMERAS, LIDAR, RADARS, modality_of
 
@@ -163,11 +163,7 @@ class NuScenesFrames:
         chain = [step for step in self.chains.sweeps(newest, max(num_sweeps, 1)) if step not in self._lost]
         if modality == "radar":
             return tuple(self._radar_sweep(step, reference) for step in chain)
-        sweeps = [
-            (self._path(step), self.chains.lag_s(step, reference), self.chains.ego_from_sensor(step, reference))
-            for step in chain
-        ]
-        return _found(read_lidar_sweeps, sweeps, self.close_m)
+        return self._lidar_sweeps(chain, reference)
 
     def _image(self, measurement: int, reference: Reference) -> CameraImage:
         columns = self.index.measurements
@@ -185,6 +181,16 @@ class NuScenesFrames:
             ego_from_camera=self.chains.ego_from_sensor(measurement, reference),
             lag_s=self.chains.lag_s(measurement, reference),
         )
+
+    def _lidar_sweeps(self, measurements: list[int], reference: Reference) -> tuple[LidarSweep, ...]:
+        sweeps = [
+            (self._path(step), self.chains.lag_s(step, reference), self.chains.ego_from_sensor(step, reference))
+            for step in measurements
+        ]
+        return _found(read_lidar_sweeps, sweeps, self.close_m)
+
+    def _lidar_sweep(self, measurement: int, reference: Reference) -> LidarSweep:
+        return self._lidar_sweeps([measurement], reference)[0]
 
     def _radar_sweep(self, measurement: int, reference: Reference) -> RadarSweep:
         lag_s = self.chains.lag_s(measurement, reference)

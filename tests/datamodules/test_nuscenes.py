@@ -123,6 +123,20 @@ def test_history_is_relative_to_the_ego_frame_of_then(frames):
     assert frames.history(4).past("CAM_BACK", 1) is None, "another scene"
 
 
+def test_history_measures_every_sweep_in_the_keyframes_frame(frames):
+    """Places of ``lags_s`` are the frame's own sweeps, one by one; landmarks stay where they are."""
+    history, frame = frames.history(2), frames[2]
+    for channel, sweeps in (("LIDAR_TOP", frame.lidar), ("RADAR_FRONT", frame.radars["RADAR_FRONT"])):
+        lags = history.lags_s(channel, 1.0)
+        assert list(lags[: len(sweeps)]) == [sweep.lag_s for sweep in sweeps]
+        assert list(lags) == sorted(lags)
+        for step, sweep in enumerate(sweeps):
+            single = history.measured(channel, step)
+            np.testing.assert_array_equal(single.xyz_m, sweep.xyz_m)
+    np.testing.assert_array_equal(history.measured("CAM_BACK", 1).pixels, history.past("CAM_BACK", 1).pixels)
+    assert history.measured("CAM_BACK", 3) is None
+
+
 def test_a_lost_file_is_an_error_or_an_absence_with_one_warning(own_small_set):
     for gone in ("samples/LIDAR_TOP/scene-a-LIDAR_TOP-1-0.pcd.bin", "samples/CAM_BACK/scene-a-CAM_BACK-1-0.jpg"):
         (own_small_set / gone).unlink()

@@ -227,7 +227,7 @@ def thu_moving_object(
     severity: int,
     rng: np.random.Generator,
     *,
-    corners_px: Sequence[Float[np.ndarray, "k 2"]],
+    corners_px: Sequence[Float[np.ndarray, "_ 2"]],
     sideways: bool,
 ) -> Pixels:
     """The same blurs inside the outlines of boxes only.

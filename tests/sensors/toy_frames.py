@@ -117,7 +117,7 @@ class ListHistory:
     """The past of a frame in a list of frames of one scene."""
 
     def __init__(self, frames: list[Frame], index: int):
-        self.frames, self.index = frames, index
+        self.frames, self.index, self._read = frames, index, {}
 
     def past(self, channel: str, num_keyframes: int):
         earlier = self.index - num_keyframes
@@ -130,7 +130,9 @@ class ListHistory:
 
     def measurements(self, channel: str):
         """All pictures or sweeps up to now, newest first; keyframes are half a second apart."""
-        found = []
+        if channel in self._read:
+            return self._read[channel]
+        found = self._read[channel] = []
         for age in range(self.index + 1):
             then = self.past(channel, age) or ()
             for single in then if isinstance(then, tuple) else (then,):

@@ -1,0 +1,55 @@
+"""Fixed lists of scenarios for evaluation, by name."""
+
+from sensors.faults.suites.failover import FAILOVER
+from sensors.faults.suites.multicorrupt import MULTICORRUPT
+from sensors.faults.suites.nuscenes_r import NUSCENES_R
+from sensors.faults.suites.own import DEMO, MISSING_SENSORS, MODALITIES, QUICK, RADAR
+from sensors.faults.suites.published import Published
+from sensors.faults.suites.robo3d import ROBO3D
+from sensors.faults.suites.robobev import ROBOBEV
+from sensors.faults.suites.scenario import Scenario
+from sensors.faults.suites.thu_nuscenes_c import THU_NUSCENES_C
+
+__all__ = ["MODALITIES", "PUBLISHED", "SUITES", "Published", "Scenario", "suite_named"]
+
+
+def _cells(faults: tuple[Published, ...], suite: str) -> tuple[Scenario, ...]:
+    """Every type at every severity: ``fog-2``."""
+    prefix = f"{suite}_"
+    return tuple(
+        Scenario(f"{fault.name.removeprefix(prefix).replace('_', '-')}-{level:.0f}", ((fault, level),))
+        for fault in faults
+        for level in fault.levels
+    )
+
+
+PUBLISHED: dict[str, tuple[Published, ...]] = {
+    "multicorrupt": MULTICORRUPT,
+    "thu-nuscenes-c": THU_NUSCENES_C,
+    "robobev": ROBOBEV,
+    "robo3d": ROBO3D,
+}
+"""Types of the suites that have severities, by suite."""
+
+_PREFIX = {"multicorrupt": "multicorrupt", "thu-nuscenes-c": "thu", "robobev": "robobev", "robo3d": "robo3d"}
+
+SUITES: dict[str, tuple[Scenario, ...]] = {
+    "quick": QUICK,
+    "missing-sensors": MISSING_SENSORS,
+    "radar": RADAR,
+    "demo": DEMO,
+    "failover": FAILOVER,
+    "nuscenes-r": NUSCENES_R,
+    **{suite: _cells(faults, _PREFIX[suite]) for suite, faults in PUBLISHED.items()},
+}
+
+
+def suite_named(name: str) -> tuple[Scenario, ...]:
+    """The scenarios of a suite.
+
+    Raises:
+        ValueError: there is no such suite.
+    """
+    if name not in SUITES:
+        raise ValueError(f"expected a suite among {', '.join(SUITES)}, got '{name}'; write one of these")
+    return SUITES[name]

@@ -136,7 +136,7 @@ def make_actor(name: str, stance: str, motion: Motion, rng: np.random.Generator,
         size *= 0.72
     body = body_of(name, tuple(size * _BODY_SHARE), stance, rng)
     return Actor(
-        name, category, stance, tuple(size.tolist()), motion, body, random_colours(rng), rng.uniform(0.12, 0.9, 2)
+        name, category, stance, tuple(size.tolist()), motion, body, random_colours(rng), random_reflectivity(rng)
     )
 
 
@@ -145,6 +145,11 @@ def random_colours(rng: np.random.Generator) -> Float[np.ndarray, "2 3"]:
     hue, saturation, value = rng.random(2), rng.random(2) ** 1.5 * 0.85, rng.uniform(0.12, 0.92, 2)
     sector = (hue[:, None] * 6 + np.array([5.0, 3.0, 1.0])) % 6
     return value[:, None] * (1 - saturation[:, None] * np.clip(np.minimum(sector, 4 - sector), 0, 1))
+
+
+def random_reflectivity(rng: np.random.Generator) -> Float[np.ndarray, "2"]:
+    """Diffuse reflectivities at 905 nm from one distribution for everything that is made: mostly dark, some bright."""
+    return 0.05 + 0.8 * rng.beta(1.3, 2.6, 2)
 
 
 def _category(name: str, rng: np.random.Generator) -> str:

@@ -5,7 +5,6 @@ triangles is cheaper than one of all. One thread each: samples are what runs in 
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Float32, Int16, Int32, UInt8
@@ -92,6 +91,7 @@ class Caster:
 
     def __init__(self, world: World):
         self.world = world
+        self._kept: tuple[float, Moment] | None = None
         half = _GROUND_HALF_M
         plain = Mesh(
             np.array([(-half, -half, 0), (half, -half, 0), (half, half, 0), (-half, half, 0)], np.float32),
@@ -125,9 +125,16 @@ class Caster:
         self._moving_mesh = merged([actor.body for actor in self._moving]) if self._moving else None
         self._mover = np.repeat(np.arange(len(self._moving)), [len(actor.body.vertices_m) for actor in self._moving])
 
-    @lru_cache(maxsize=2)  # noqa: B019 - a caster lives as long as its world
-    def at(self, time_s: float) -> "Moment":
-        """The world at a time of its own clock."""
+    def at(self, time_s: float, keep: bool = True) -> "Moment":
+        """The world at a time of its own clock; ``keep`` it when it will be asked for again."""
+        if self._kept is not None and self._kept[0] == time_s:
+            return self._kept[1]
+        moment = self._moment(time_s)
+        if keep:
+            self._kept = (time_s, moment)
+        return moment
+
+    def _moment(self, time_s: float) -> "Moment":
         scene = None
         if self._moving_mesh is not None:
             poses = np.array([actor.motion.pose(time_s) for actor in self._moving])[self._mover]

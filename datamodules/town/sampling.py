@@ -81,10 +81,12 @@ class SceneSampler:
         world = self.world
         reference_us = world.keyframe_us(index)
         rng = world.rng("shutter", index)
-        shots = [
-            Shot(channel, reference_us - CAMERA_LAG_US[channel] + int(rng.integers(-400, 401)), True)
-            for channel in CAMERAS
-        ]
+        shots = []
+        for channel in CAMERAS:
+            key_us = reference_us - CAMERA_LAG_US[channel] + int(rng.integers(-400, 401))
+            for k in range(world.config.camera_sweeps, 0, -1):
+                shots.append(Shot(channel, key_us - round(k * 1e6 / 12) + int(rng.integers(-300, 301)), False))
+            shots.append(Shot(channel, key_us, True))
         for k in range(world.config.lidar_sweeps, 0, -1):
             shots.append(Shot(LIDAR, reference_us - 50_000 * k + int(rng.integers(-200, 201)), False))
         shots.append(Shot(LIDAR, reference_us, True))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from datamodules.town.actors import random_colours
+from datamodules.town.actors import random_colours, random_reflectivity
 from datamodules.town.meshes import (
     FOLIAGE,
     METAL,
@@ -52,7 +52,7 @@ def make_prop(kind: str, road: Road, s_m: float, d_m: float, rng: np.random.Gene
     toward_road = float(road.heading(s_m)) + (np.pi / 2 if d_m < 0 else -np.pi / 2)
     z = KERB_HEIGHT_M if KERB_OFFSET_M < abs(d_m) < PAVEMENT_EDGE_M else 0.0
     mesh = merged(shapes[kind](rng)).placed(float(x), float(y), z, toward_road)
-    return Prop(mesh, random_colours(rng), rng.uniform(0.12, 0.9, 2))
+    return Prop(mesh, random_colours(rng), random_reflectivity(rng))
 
 
 def _tree(rng):
@@ -144,7 +144,7 @@ def _building(road: Road, s_m: float, side: int, length_m: float, rng) -> Prop:
             )
         )
     mesh = merged(parts).placed(float(x), float(y), 0.0, float(road.heading(s_m)))
-    return Prop(mesh, random_colours(rng) * 0.6 + 0.25, rng.uniform(0.15, 0.7, 2))
+    return Prop(mesh, random_colours(rng) * 0.6 + 0.25, random_reflectivity(rng))
 
 
 def _garden(road: Road, s_m: float, side: int, length_m: float, rng) -> list[Prop]:
@@ -155,7 +155,7 @@ def _garden(road: Road, s_m: float, side: int, length_m: float, rng) -> list[Pro
         Prop(
             fence.placed(float(x), float(y), 0.0, float(road.heading(s_m))),
             random_colours(rng),
-            rng.uniform(0.15, 0.7, 2),
+            random_reflectivity(rng),
         )
     ]
     for _ in range(3):

@@ -19,10 +19,10 @@ from datamodules.town.presets import TownConfig
 from datamodules.town.sampling import SceneSampler, all_samples
 from datamodules.town.tables import build_tables, logfile_of, map_filename, splits_of
 from datamodules.town.world import SceneKey, scene_keys
-from sensors.rig import CHANNELS
+from sensors.rig import CAMERAS, CHANNELS, RADARS
 
 VERSION = "v1.0-town"
-WORLD_VERSION = 1
+WORLD_VERSION = 2
 """Raised when the same configuration gives other bytes than before, so that no town is finished by another world."""
 _LONGEST_CHUNK = 20
 _ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
@@ -82,7 +82,8 @@ def _claim(root: Path, config: TownConfig) -> None:
         _put(root, ".town/config.json", wanted.encode())
     folders = ["maps", VERSION, *(f"samples/{channel}" for channel in CHANNELS)]
     folders += ["sweeps/LIDAR_TOP"] if config.lidar_sweeps else []
-    folders += [f"sweeps/{channel}" for channel in CHANNELS if channel[:5] == "RADAR"] if config.radar_sweeps else []
+    folders += [f"sweeps/{channel}" for channel in RADARS] if config.radar_sweeps else []
+    folders += [f"sweeps/{channel}" for channel in CAMERAS] if config.camera_sweeps else []
     for folder in folders:
         (root / folder).mkdir(parents=True, exist_ok=True)
 

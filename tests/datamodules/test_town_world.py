@@ -8,7 +8,7 @@ import pytest
 
 from datamodules.town.actors import Motion, Pace, make_actor
 from datamodules.town.bodies import SIZES_LWH_M, body_of, size_of
-from datamodules.town.presets import TownConfig
+from datamodules.town.presets import CONDITIONS, TownConfig
 from datamodules.town.roads import Road
 from datamodules.town.sampling import count_inside
 from datamodules.town.world import SceneKey, build_world, condition_of
@@ -23,13 +23,13 @@ def worlds():
 
 
 def test_conditions_are_dealt_by_quota():
-    config = TownConfig(day_weight=0.5, night_weight=0.25, fog_weight=0.25)
+    config = TownConfig(day_weight=0.5, night_weight=0.25, fog_weight=0.25, rain_weight=0.0)
     counts = collections.Counter(condition_of(config, SceneKey("train", index)) for index in range(8))
     assert counts == {"day": 4, "night": 2, "fog": 2}
 
 
-def test_every_condition_is_in_a_split_of_three():
-    assert {condition_of(TownConfig(), SceneKey("val", index)) for index in range(3)} == {"day", "night", "fog"}
+def test_every_condition_is_in_a_split_of_four():
+    assert {condition_of(TownConfig(), SceneKey("val", index)) for index in range(4)} == set(CONDITIONS)
 
 
 @pytest.mark.parametrize("name", DETECTION_NAMES)

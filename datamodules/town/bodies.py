@@ -8,7 +8,20 @@ from collections.abc import Callable
 
 import numpy as np
 
-from datamodules.town.meshes import GLASS, LAMP, PRIMARY, SECONDARY, TYRE, Mesh, ball, box, merged, tube, wheel
+from datamodules.town.meshes import (
+    GLASS,
+    LAMP,
+    PRIMARY,
+    REAR_LAMP,
+    SECONDARY,
+    TYRE,
+    Mesh,
+    ball,
+    box,
+    merged,
+    tube,
+    wheel,
+)
 
 SIZES_LWH_M = {
     "car": ((4.6, 1.93, 1.70), (0.35, 0.11, 0.14)),
@@ -65,8 +78,8 @@ def _four_wheels(front: float, rear: float, half_width: float, radius: float) ->
 def _lamps(front: float, rear: float, half_width: float, z: float) -> list[Mesh]:
     sides = (half_width - 0.35, 0.35 - half_width)
     return [
-        box((x - 0.03, x + 0.03), (y - 0.15, y + 0.15), (z - 0.08, z + 0.08), LAMP)
-        for x in (front, rear)
+        box((x - 0.03, x + 0.03), (y - 0.15, y + 0.15), (z - 0.08, z + 0.08), part)
+        for x, part in ((front, LAMP), (rear, REAR_LAMP))
         for y in sides
     ]
 
@@ -136,7 +149,7 @@ def _trailer(pose, rng) -> list[Mesh]:
             box((-5.4, split - 0.2), (-1.2, 1.2), (1.4, 3.7), PRIMARY),
             box((split + 0.2, 4.9), (-1.2, 1.2), (1.4, 2.6 + rng.uniform(0, 1.0)), PRIMARY),
         ]
-    return [frame, *load, *wheels, *legs, *_lamps(-5.5, -5.5, 1.25, 1.05)]
+    return [frame, *load, *wheels, *legs, *_lamps(-5.46, -5.5, 1.25, 1.05)]
 
 
 def _construction_vehicle(pose, rng) -> list[Mesh]:

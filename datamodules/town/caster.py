@@ -19,6 +19,7 @@ from datamodules.town.meshes import (
     METAL,
     NUM_PARTS,
     PRIMARY,
+    REAR_LAMP,
     ROOF,
     SECONDARY,
     STREET_LAMP,
@@ -33,6 +34,7 @@ from datamodules.town.world import World
 
 NOBODY = -1
 _GROUND_HALF_M = 1500.0
+_UNLIT = 0.25
 _PART_COLOURS = {
     GLASS: (0.07, 0.08, 0.10),
     TYRE: (0.05, 0.05, 0.05),
@@ -43,9 +45,10 @@ _PART_COLOURS = {
     FOLIAGE: (0.20, 0.32, 0.12),
     METAL: (0.40, 0.42, 0.43),
     STREET_LAMP: (0.9, 0.9, 0.85),
+    REAR_LAMP: (0.75, 0.06, 0.04),
 }
 _PART_REFLECTIVITY = {
-    **{GLASS: 0.12, TYRE: 0.12, LAMP: 0.5, GROUND: 0.25, KERB: 0.35},
+    **{GLASS: 0.12, TYRE: 0.12, LAMP: 0.5, REAR_LAMP: 0.5, GROUND: 0.25, KERB: 0.35},
     **{ROOF: 0.3, TRUNK: 0.3, FOLIAGE: 0.4, METAL: 0.45, STREET_LAMP: 0.4},
 }
 
@@ -104,11 +107,13 @@ class Caster:
         for prop in world.scenery:
             meshes.append(prop.mesh)
             painted.append(_painted(prop.mesh, prop.colours, prop.reflectivity, NOBODY))
-        self._moving, moving_painted = [], []
+        self.moving, moving_painted = [], []
         for index, actor in enumerate(world.actors):
             surfaces = _painted(actor.body, actor.colours, actor.reflectivity, index)
+            if actor.stance == "parked":
+                surfaces.colour[np.isin(surfaces.part, (LAMP, REAR_LAMP))] *= _UNLIT
             if actor.motion.moves:
-                self._moving.append(actor)
+                self.moving.append(actor)
                 moving_painted.append(surfaces)
             else:
                 meshes.append(actor.body.placed(*actor.motion.pose(0.0)))
@@ -122,23 +127,22 @@ class Caster:
         standing = merged(meshes)
         self._num_standing = len(standing)
         self._standing = _scene(standing.vertices_m, standing.triangles)
-        self._moving_mesh = merged([actor.body for actor in self._moving]) if self._moving else None
-        self._mover = np.repeat(np.arange(len(self._moving)), [len(actor.body.vertices_m) for actor in self._moving])
+        self._moving_mesh = merged([actor.body for actor in self.moving]) if self.moving else None
+        self._mover = np.repeat(np.arange(len(self.moving)), [len(actor.body.vertices_m) for actor in self.moving])
 
-    def at(self, time_s: float, keep: bool = True) -> "Moment":
-        """The world at a time of its own clock; ``keep`` it when it will be asked for again."""
-        if self._kept is not None and self._kept[0] == time_s:
-            return self._kept[1]
-        moment = self._moment(time_s)
-        if keep:
-            self._kept = (time_s, moment)
-        return moment
+    def at(self, time_s: float) -> "Moment":
+        """The world at a time of its own clock; the last one is kept."""
+        if self._kept is None or self._kept[0] != time_s:
+            self._kept = (time_s, self.seen_at([time_s] * len(self.moving)))
+        return self._kept[1]
 
-    def _moment(self, time_s: float) -> "Moment":
+    def seen_at(self, times_s: list[float]) -> "Moment":
+        """The world with each of the ``moving`` actors where it is at its own time."""
         scene = None
         if self._moving_mesh is not None:
-            poses = np.array([actor.motion.pose(time_s) for actor in self._moving])[self._mover]
-            scene = _scene(placed_vertices(self._moving_mesh.vertices_m, *poses.T), self._moving_mesh.triangles)
+            poses = np.array([actor.motion.pose(t) for actor, t in zip(self.moving, times_s, strict=True)])
+            posed = placed_vertices(self._moving_mesh.vertices_m, *poses[self._mover].T)
+            scene = _scene(posed, self._moving_mesh.triangles)
         return Moment(self.surfaces, self._standing, scene, self._num_standing)
 
 

@@ -25,8 +25,6 @@ MAX_RANGE_M = 100.0
 MIN_RANGE_M = 1.2
 _START_RAD = np.deg2rad(-92.0)
 """Where a turn begins, from the sensor's y axis (forward) towards x (right): as in a real file."""
-_SLICES = 10
-"""Within one of these 5 ms others stand still: half a decimetre at 10 m/s."""
 _RANGE_NOISE_M = 0.02
 _HALF_POWER_M = 100.0
 """Range of a surface of reflectivity 0.5 that is hit squarely in clear air."""
@@ -98,23 +96,33 @@ def _moved(world: World, time_s: float, local) -> tuple[Float32[np.ndarray, "n 3
     return np.repeat(origin, LIDAR_BEAMS, axis=0).astype(np.float32), direction.reshape(-1, 3).astype(np.float32)
 
 
+def _met_at(world: World, caster: Caster, time_s: float) -> list[float]:
+    """When the beam meets each moving actor, from its bearing; a whole actor is seen as of that one time.
+
+    A lorry close by spans 60 degrees, so its ends are off by 4 ms: 4 cm at 10 m/s.
+    """
+    mounted, times = world.ego_from_sensor[LIDAR], []
+    for actor in caster.moving:
+        met = time_s - TURN_S / 2
+        for _ in range(2):
+            x, y, z, _ = actor.motion.pose(met)
+            local = (world.ego.transform(met) @ mounted).inverse().points(np.array([x, y, z]))
+            turned_by = (np.arctan2(local[0], local[1]) - _START_RAD) % (2 * np.pi)
+            met = time_s - TURN_S * (1.0 - turned_by / (2 * np.pi))
+        times.append(float(met))
+    return times
+
+
 def _cast(world: World, caster: Caster, time_s: float, origin, direction):
     """Range, cosine of incidence, part and reflectivity of what each ray meets at its own time."""
-    columns = np.array_split(column_times(time_s), _SLICES)
-    first, found = 0, []
-    for times in columns:
-        rows = slice(first, first + len(times) * LIDAR_BEAMS)
-        first = rows.stop
-        moment = caster.at(float(times.mean()), keep=False)
-        hits = moment.cast(origin[rows], direction[rows])
-        facing = -(hits.normal * direction[rows]).sum(axis=1)
-        part, reflectivity = moment.surfaces.part[hits.triangle], moment.surfaces.reflectivity[hits.triangle]
-        found.append((hits.range_m, facing, part, reflectivity))
-    range_m, facing, part, reflectivity = (np.concatenate(column) for column in zip(*found, strict=True))
-    ground = np.flatnonzero((part == GROUND) & (range_m < MAX_RANGE_M))
-    place = origin[ground] + direction[ground] * range_m[ground, None]
+    moment = caster.seen_at(_met_at(world, caster, time_s))
+    hits = moment.cast(origin, direction)
+    facing = -(hits.normal * direction).sum(axis=1)
+    part, reflectivity = moment.surfaces.part[hits.triangle], moment.surfaces.reflectivity[hits.triangle]
+    ground = np.flatnonzero((part == GROUND) & (hits.range_m < MAX_RANGE_M))
+    place = origin[ground] + direction[ground] * hits.range_m[ground, None]
     reflectivity[ground] = _GROUND_REFLECTIVITY[world.ground.at(place[:, 0], place[:, 1])]
-    return range_m, facing, part, reflectivity
+    return hits.range_m, facing, part, reflectivity
 
 
 def _returned(range_m, facing, part, reflectivity, light: Light, rng) -> np.ndarray:

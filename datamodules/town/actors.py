@@ -47,6 +47,7 @@ class Motion:
         direction: +1 with the road, -1 against it.
         turn_rad: heading relative to the direction of travel.
         z_m: height of the ground there.
+        dip_m: stretch of s where the ground is at 0 instead: a side road's mouth between two pavements.
     """
 
     road: Road
@@ -56,12 +57,14 @@ class Motion:
     pace: Pace = STANDING
     turn_rad: float = 0.0
     z_m: float = 0.0
+    dip_m: tuple[float, float] | None = None
 
     def pose(self, time_s: float) -> tuple[float, float, float, float]:
         """x, y, z in metres and yaw in radians, global frame."""
         s = self.s_m + self.direction * self.pace.travelled_m(time_s)
         x, y, heading = self.road.place(s, self.d_m)
-        return x, y, self.z_m, heading + self.turn_rad + (math.pi if self.direction < 0 else 0.0)
+        z = 0.0 if self.dip_m and self.dip_m[0] < s < self.dip_m[1] else self.z_m
+        return x, y, z, heading + self.turn_rad + (math.pi if self.direction < 0 else 0.0)
 
     def transform(self, time_s: float) -> RigidTransform:
         """global_from_body."""

@@ -4,12 +4,15 @@ What stands still is one ray-casting scene per world, what moves a small one per
 triangles is cheaper than one of all. One thread each: samples are what runs in parallel.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float32, Int16, Int32, UInt8
 
 from datamodules.open3d_import import load_open3d
+from datamodules.town.actors import Actor
+from datamodules.town.bodies import swing_of
 from datamodules.town.meshes import (
     FOLIAGE,
     GLASS,
@@ -35,6 +38,7 @@ from datamodules.town.world import World
 NOBODY = -1
 _GROUND_HALF_M = 1500.0
 _UNLIT = 0.25
+_TWO_STEPS_M = 1.4
 _PART_COLOURS = {
     GLASS: (0.07, 0.08, 0.10),
     TYRE: (0.05, 0.05, 0.05),
@@ -128,6 +132,11 @@ class Caster:
         self._num_standing = len(standing)
         self._standing = _scene(standing.vertices_m, standing.triangles)
         self._moving_mesh = merged([actor.body for actor in self.moving]) if self.moving else None
+        swings = [
+            swing_of(actor.body) if actor.stance == "walking" else np.zeros_like(actor.body.vertices_m)
+            for actor in self.moving
+        ]
+        self._swing = np.concatenate(swings) if swings else np.zeros((0, 3), np.float32)
         self._mover = np.repeat(np.arange(len(self.moving)), [len(actor.body.vertices_m) for actor in self.moving])
 
     def at(self, time_s: float) -> "Moment":
@@ -141,9 +150,18 @@ class Caster:
         scene = None
         if self._moving_mesh is not None:
             poses = np.array([actor.motion.pose(t) for actor, t in zip(self.moving, times_s, strict=True)])
-            posed = placed_vertices(self._moving_mesh.vertices_m, *poses[self._mover].T)
+            steps = [_step(actor, t) for actor, t in zip(self.moving, times_s, strict=True)]
+            body = self._moving_mesh.vertices_m + self._swing * np.array(steps, np.float32)[self._mover, None]
+            posed = placed_vertices(body, *poses[self._mover].T)
             scene = _scene(posed, self._moving_mesh.triangles)
         return Moment(self.surfaces, self._standing, scene, self._num_standing)
+
+
+def _step(actor: Actor, time_s: float) -> float:
+    """How a walking body at full stride must be changed, as a factor on its swing: 0 to -2 and back in two steps."""
+    if actor.stance != "walking":
+        return 0.0
+    return math.sin(2 * math.pi * actor.motion.pace.travelled_m(time_s) / _TWO_STEPS_M + actor.motion.s_m) - 1.0
 
 
 @dataclass(frozen=True, eq=False)

@@ -29,7 +29,7 @@ class TownConfig:
     lidar_sweeps: int = 0
     radar_sweeps: int = 0
     camera_sweeps: int = 0
-    num_actors: int = 40
+    num_actors: int = 60
     seed: int = 0
     day_weight: float = 0.35
     night_weight: float = 0.25
@@ -67,9 +67,7 @@ class TownConfig:
 PRESETS = {
     "tiny": TownConfig(num_train_scenes=2, num_val_scenes=1, samples_per_scene=3, image_scale=0.1),
     # Many short scenes: neighbouring keyframes of one scene teach little that is new.
-    "demo": TownConfig(
-        num_train_scenes=100, num_val_scenes=16, samples_per_scene=3, lidar_sweeps=1, radar_sweeps=2, num_actors=40
-    ),
+    "demo": TownConfig(num_train_scenes=100, num_val_scenes=16, samples_per_scene=3, lidar_sweeps=1, radar_sweeps=2),
     # The fixed reference that published figures name: what it holds changes only with the world's version.
     "bench": TownConfig(num_train_scenes=12, num_val_scenes=8, samples_per_scene=10, lidar_sweeps=1, radar_sweeps=2),
     "large": TownConfig(num_train_scenes=160, num_val_scenes=40, samples_per_scene=40),

@@ -34,7 +34,7 @@ _GRID_M, _RAW_STEP_MPS = 0.2, 0.25
 _SPEED_NOISE_MPS = 0.14
 _MEAN_RCS_DBSM = {
     **{"car": 8.0, "truck": 14.0, "bus": 17.0, "trailer": 15.0, "construction_vehicle": 12.0, "motorcycle": 1.0},
-    **{"bicycle": -1.0, "pedestrian": -5.0, "traffic_cone": -15.0, "barrier": -3.0},
+    **{"bicycle": -1.0, "pedestrian": -3.5, "traffic_cone": -15.0, "barrier": -3.0},
 }
 """Of the whole object met squarely, rounded from published 77 GHz measurements; spread between instances below."""
 _INSTANCE_SPREAD_DB = 3.0

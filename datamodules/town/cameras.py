@@ -8,21 +8,23 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from datamodules.town.caster import Caster, Hits, Moment, turned
+from datamodules.town.lens import Shot, exposed
 from datamodules.town.light import Light
-from datamodules.town.meshes import FOLIAGE, GLASS, GROUND, LAMP, STREET_LAMP, WALL
+from datamodules.town.meshes import FOLIAGE, GLASS, GROUND, LAMP, NUM_PARTS, REAR_LAMP, STREET_LAMP, WALL
 from datamodules.town.roads import ASPHALT, GRASS, PAINT, PAVING
 from datamodules.town.world import World
 from sensors.transforms import RigidTransform
 
-_GAMMA = 2.2
 _SKY_M = 400.0
 """What is farther away is sky."""
+_MIRROR_M = 80.0
 _TILE = 512
 _GROUND_COLOURS = np.zeros((4, 3), np.float32)
 _GROUND_COLOURS[[GRASS, ASPHALT, PAVING, PAINT]] = (
     *((0.16, 0.22, 0.08), (0.13, 0.13, 0.14), (0.34, 0.32, 0.30), (0.75, 0.75, 0.72)),
 )
-_TEXTURE_DEPTH = np.full(13, 0.12, np.float32)
+_LAMPS = (LAMP, REAR_LAMP, STREET_LAMP)
+_TEXTURE_DEPTH = np.full(NUM_PARTS, 0.12, np.float32)
 _TEXTURE_DEPTH[[GROUND, WALL, FOLIAGE]] = (0.45, 0.35, 1.3)
 _WINDOW_M, _STOREY_M = 2.6, 3.0
 
@@ -75,12 +77,16 @@ class CameraRenderer:
         # Shading what is then painted over as sky costs less than picking the other pixels out and putting them back.
         hits.range_m[away] = _SKY_M
         picture = self._shade(moment, hits, origin + direction * hits.range_m[:, None], global_from_ego)
+        if light.rain_mm_h > 0:
+            self._reflect(moment, hits, direction, origin, picture)
         if light.fog_density_per_m > 0:
             clear = np.exp(hits.range_m * np.float32(-light.fog_density_per_m))[:, None]
             picture *= clear
             picture += np.array(light.horizon_rgb, np.float32) * (1 - clear)
         picture[away] = _sky(direction[away], light)
-        return self._expose(picture, rng)
+        toward_sun = global_from_camera.inverse().vectors(np.array(light.toward_sun))
+        shot = Shot(light, toward_sun, self.world.image_from_camera[channel])
+        return exposed(picture.reshape(*self.world.image_size_px, 3), shot, rng)
 
     def _rays(self, channel: str) -> Float32[np.ndarray, "n 3"]:
         """Unit directions through the pixel centres, camera frame."""
@@ -107,6 +113,37 @@ class CameraRenderer:
         irradiance += glow
         return irradiance
 
+    def _reflect(self, moment: Moment, hits: Hits, direction, origin, picture) -> None:
+        """Wet ground mirrors what stands behind it, the more the flatter one looks at it (Schlick), puddles most.
+
+        One ray for every second pixel both ways, shared with its neighbours.
+        """
+        height, width = self.world.image_size_px
+        coarse = (np.arange(0, height, 2)[:, None] * width + np.arange(0, width, 2)).ravel()
+        wet = coarse[(moment.surfaces.part[hits.triangle[coarse]] == GROUND) & (hits.range_m[coarse] < _MIRROR_M)]
+        if not len(wet):
+            return
+        point = origin + direction[wet] * hits.range_m[wet, None]
+        mirrored = direction[wet] * np.array((1.0, 1.0, -1.0), np.float32)
+        seen = moment.cast(point + np.array((0, 0, 0.01), np.float32), mirrored)
+        light = self.world.light
+        colour = moment.surfaces.colour[seen.triangle] * np.array(light.ambient_rgb, np.float32)
+        lit = np.flatnonzero(np.isin(moment.surfaces.part[seen.triangle], _LAMPS))
+        colour[lit] = moment.surfaces.colour[seen.triangle[lit]] * 0.8
+        away = np.flatnonzero(seen.range_m >= _SKY_M)
+        colour[away] = _sky(mirrored[away], light)
+        fresnel = 0.04 + 0.96 * (1.0 - np.clip(-direction[wet, 2], 0.0, 1.0)) ** 5
+        puddle = np.clip(0.55 + 0.9 * _noise(point[:, 0] + 400.0, point[:, 1] + 400.0, 0.35), 0.1, 1.0)
+        kind = self.world.ground.at(point[:, 0], point[:, 1])
+        share = np.where(kind == GRASS, 0.0, fresnel * puddle).astype(np.float32)[:, None]
+        layer = np.zeros(((height + 1) // 2, (width + 1) // 2, 4), np.float32)
+        place = (wet // width // 2, wet % width // 2)
+        layer[place] = np.concatenate([colour * share, share], axis=1)
+        layer = np.repeat(np.repeat(layer, 2, axis=0), 2, axis=1)[:height, :width].reshape(-1, 4)
+        ground = np.flatnonzero((moment.surfaces.part[hits.triangle] == GROUND) & (layer[:, 3] > 0))
+        # Water darkens what it wets.
+        picture[ground] = picture[ground] * (0.7 * (1.0 - layer[ground, 3:])) + layer[ground, :3]
+
     def _albedo(self, moment: Moment, scene: _Scene):
         """Colour of the surface, and what it emits by itself."""
         light, part, point = self.world.light, scene.part, scene.point_m
@@ -123,15 +160,15 @@ class CameraRenderer:
         glass = np.flatnonzero(part == GLASS)
         sheen = np.float32(0.15 + 0.2 * np.clip(scene.hits.normal[glass, 2:], 0, 1))
         glow[glass] += sheen * np.array(light.horizon_rgb, np.float32) * 0.8
-        lamps = np.flatnonzero((part == LAMP) | (part == STREET_LAMP))
-        glow[lamps] += albedo[lamps] * (1.6 if light.night else 0.25)
+        lamps = np.flatnonzero((part == LAMP) | (part == REAR_LAMP) | (part == STREET_LAMP))
+        glow[lamps] += albedo[lamps] * (2.5 if light.night else 0.6 if light.rain_mm_h > 0 else 0.25)
         return albedo, glow
 
     def _daylight(self, moment: Moment, scene: _Scene) -> Float32[np.ndarray, "n 3"]:
         light, normal = self.world.light, scene.hits.normal
         sun = np.array(light.toward_sun, np.float32)
         facing = np.clip(normal[:, 0] * sun[0] + normal[:, 1] * sun[1] + normal[:, 2] * sun[2], 0.0, 1.0)
-        if light.sun_rgb[0] > 0.3:
+        if light.sunny:
             lit = np.flatnonzero((facing > 0.02) & (scene.hits.range_m < 120.0))
             start = scene.point_m[lit] + normal[lit] * np.float32(0.02)
             facing[lit[moment.blocked(start, np.broadcast_to(sun, start.shape))]] = 0.0
@@ -154,16 +191,6 @@ class CameraRenderer:
         head = (beam * 60.0 + rear * 25.0) / (squared + 60.0)
         warm, white = np.array((1.0, 0.78, 0.5), np.float32), np.array((1.0, 0.97, 0.9), np.float32)
         return street[:, None] * warm + head[:, None].astype(np.float32) * white
-
-    def _expose(self, picture: Float32[np.ndarray, "n 3"], rng: np.random.Generator) -> UInt8[np.ndarray, "h w 3"]:
-        light = self.world.light
-        height, width = self.world.image_size_px
-        shown = np.clip(picture * np.float32(light.exposure), 0.0, 1.0) ** np.float32(1 / _GAMMA)
-        shown = shown.reshape(height, width, 3)
-        if min(height, width) >= 100:
-            shown = cv2.GaussianBlur(shown, (3, 3), 0.45)
-        shown = shown + rng.standard_normal(shown.shape, np.float32) * np.float32(light.noise)
-        return (np.clip(shown, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
 
 
 def _sky(direction: Float32[np.ndarray, "n 3"], light: Light) -> Float32[np.ndarray, "n 3"]:

@@ -4,13 +4,15 @@ What stands still is one ray-casting scene per world, what moves a small one per
 triangles is cheaper than one of all. One thread each: samples are what runs in parallel.
 """
 
+import math
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Float32, Int16, Int32, UInt8
 
 from datamodules.open3d_import import load_open3d
+from datamodules.town.actors import Actor
+from datamodules.town.bodies import swing_of
 from datamodules.town.meshes import (
     FOLIAGE,
     GLASS,
@@ -20,6 +22,7 @@ from datamodules.town.meshes import (
     METAL,
     NUM_PARTS,
     PRIMARY,
+    REAR_LAMP,
     ROOF,
     SECONDARY,
     STREET_LAMP,
@@ -34,6 +37,8 @@ from datamodules.town.world import World
 
 NOBODY = -1
 _GROUND_HALF_M = 1500.0
+_UNLIT = 0.25
+_TWO_STEPS_M = 1.4
 _PART_COLOURS = {
     GLASS: (0.07, 0.08, 0.10),
     TYRE: (0.05, 0.05, 0.05),
@@ -44,9 +49,10 @@ _PART_COLOURS = {
     FOLIAGE: (0.20, 0.32, 0.12),
     METAL: (0.40, 0.42, 0.43),
     STREET_LAMP: (0.9, 0.9, 0.85),
+    REAR_LAMP: (0.75, 0.06, 0.04),
 }
 _PART_REFLECTIVITY = {
-    **{GLASS: 0.12, TYRE: 0.12, LAMP: 0.5, GROUND: 0.25, KERB: 0.35},
+    **{GLASS: 0.12, TYRE: 0.12, LAMP: 0.5, REAR_LAMP: 0.5, GROUND: 0.25, KERB: 0.35},
     **{ROOF: 0.3, TRUNK: 0.3, FOLIAGE: 0.4, METAL: 0.45, STREET_LAMP: 0.4},
 }
 
@@ -92,6 +98,7 @@ class Caster:
 
     def __init__(self, world: World):
         self.world = world
+        self._kept: tuple[float, Moment] | None = None
         half = _GROUND_HALF_M
         plain = Mesh(
             np.array([(-half, -half, 0), (half, -half, 0), (half, half, 0), (-half, half, 0)], np.float32),
@@ -104,11 +111,13 @@ class Caster:
         for prop in world.scenery:
             meshes.append(prop.mesh)
             painted.append(_painted(prop.mesh, prop.colours, prop.reflectivity, NOBODY))
-        self._moving, moving_painted = [], []
+        self.moving, moving_painted = [], []
         for index, actor in enumerate(world.actors):
             surfaces = _painted(actor.body, actor.colours, actor.reflectivity, index)
+            if actor.stance == "parked":
+                surfaces.colour[np.isin(surfaces.part, (LAMP, REAR_LAMP))] *= _UNLIT
             if actor.motion.moves:
-                self._moving.append(actor)
+                self.moving.append(actor)
                 moving_painted.append(surfaces)
             else:
                 meshes.append(actor.body.placed(*actor.motion.pose(0.0)))
@@ -122,17 +131,37 @@ class Caster:
         standing = merged(meshes)
         self._num_standing = len(standing)
         self._standing = _scene(standing.vertices_m, standing.triangles)
-        self._moving_mesh = merged([actor.body for actor in self._moving]) if self._moving else None
-        self._mover = np.repeat(np.arange(len(self._moving)), [len(actor.body.vertices_m) for actor in self._moving])
+        self._moving_mesh = merged([actor.body for actor in self.moving]) if self.moving else None
+        swings = [
+            swing_of(actor.body) if actor.stance == "walking" else np.zeros_like(actor.body.vertices_m)
+            for actor in self.moving
+        ]
+        self._swing = np.concatenate(swings) if swings else np.zeros((0, 3), np.float32)
+        self._mover = np.repeat(np.arange(len(self.moving)), [len(actor.body.vertices_m) for actor in self.moving])
 
-    @lru_cache(maxsize=2)  # noqa: B019 - a caster lives as long as its world
     def at(self, time_s: float) -> "Moment":
-        """The world at a time of its own clock."""
+        """The world at a time of its own clock; the last one is kept."""
+        if self._kept is None or self._kept[0] != time_s:
+            self._kept = (time_s, self.seen_at([time_s] * len(self.moving)))
+        return self._kept[1]
+
+    def seen_at(self, times_s: list[float]) -> "Moment":
+        """The world with each of the ``moving`` actors where it is at its own time."""
         scene = None
         if self._moving_mesh is not None:
-            poses = np.array([actor.motion.pose(time_s) for actor in self._moving])[self._mover]
-            scene = _scene(placed_vertices(self._moving_mesh.vertices_m, *poses.T), self._moving_mesh.triangles)
+            poses = np.array([actor.motion.pose(t) for actor, t in zip(self.moving, times_s, strict=True)])
+            steps = [_step(actor, t) for actor, t in zip(self.moving, times_s, strict=True)]
+            body = self._moving_mesh.vertices_m + self._swing * np.array(steps, np.float32)[self._mover, None]
+            posed = placed_vertices(body, *poses[self._mover].T)
+            scene = _scene(posed, self._moving_mesh.triangles)
         return Moment(self.surfaces, self._standing, scene, self._num_standing)
+
+
+def _step(actor: Actor, time_s: float) -> float:
+    """How a walking body at full stride must be changed, as a factor on its swing: 0 to -2 and back in two steps."""
+    if actor.stance != "walking":
+        return 0.0
+    return math.sin(2 * math.pi * actor.motion.pace.travelled_m(time_s) / _TWO_STEPS_M + actor.motion.s_m) - 1.0
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,6 +1,6 @@
 """The conditions and what they do to the three sensors."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -17,6 +17,8 @@ class Light:
         night: street lamps, headlights and lit windows are on.
         exposure: gain before the gamma curve.
         noise: standard deviation of a mid grey after exposure, of 1.
+        gamma: of the picture's curve.
+        rain_mm_h: rain; wets the road, streaks pictures, dims LiDAR and sprays near radar echoes.
     """
 
     toward_sun: tuple[float, float, float]
@@ -28,29 +30,48 @@ class Light:
     night: bool
     exposure: float
     noise: float
+    gamma: float = 2.2
+    rain_mm_h: float = 0.0
+
+    @property
+    def sunny(self) -> bool:
+        """Whether the sun casts shadows and glares."""
+        return self.sun_rgb[0] > 0.3
+
+    @property
+    def lidar_extinction_per_m(self) -> float:
+        """One way: fog's, and rain's power law 0.01 R^0.6 dB/m (Goodin et al., Electronics 2019), in nepers."""
+        return self.fog_density_per_m + (0.01 * self.rain_mm_h**0.6 / 4.343 if self.rain_mm_h else 0.0)
 
 
 def light_of(condition: str, rng: np.random.Generator) -> Light:
-    """Light and air for one of CONDITIONS; hour, haze and exposure vary."""
-    azimuth, height = rng.uniform(0, 2 * np.pi), np.deg2rad(rng.uniform(22.0, 65.0))
+    """Light and air for one of CONDITIONS; hour, haze, rain and exposure vary."""
+    azimuth, height = rng.uniform(0, 2 * np.pi), np.deg2rad(rng.uniform(12.0, 65.0))
     sun = (float(np.cos(azimuth) * np.cos(height)), float(np.sin(azimuth) * np.cos(height)), float(np.sin(height)))
-    exposure = float(rng.uniform(0.85, 1.2))
+    exposure, gamma = float(rng.uniform(0.85, 1.2)), float(rng.uniform(2.0, 2.4))
     if condition == "night":
         dark, glow = (0.010, 0.012, 0.022), (0.035, 0.030, 0.032)
-        return Light(sun, (0.012, 0.014, 0.020), (0.014, 0.015, 0.022), glow, dark, 0.0, True, 2.2 * exposure, 0.05)
-    if condition == "fog":
+        light = Light(sun, (0.012, 0.014, 0.020), (0.014, 0.015, 0.022), glow, dark, 0.0, True, 2.2 * exposure, 0.05)
+    elif condition == "fog":
         grey = (0.66, 0.68, 0.70)
         density = float(rng.uniform(0.025, 0.05))
-        return Light(sun, (0.12, 0.12, 0.11), (0.55, 0.57, 0.60), grey, grey, density, False, 0.9 * exposure, 0.014)
-    warm = float(rng.uniform(0.0, 0.2))
-    return Light(
-        sun,
-        (0.85, 0.82 - warm * 0.4, 0.76 - warm),
-        (0.30, 0.34, 0.40),
-        (0.72, 0.78, 0.85),
-        (0.25, 0.45, 0.78),
-        float(rng.uniform(0.0, 0.0015)),
-        False,
-        exposure,
-        0.010,
-    )
+        light = Light(sun, (0.12, 0.12, 0.11), (0.55, 0.57, 0.60), grey, grey, density, False, 0.9 * exposure, 0.014)
+    elif condition == "rain":
+        grey, dull = (0.52, 0.55, 0.58), (0.38, 0.41, 0.45)
+        rain, haze = float(rng.uniform(8.0, 35.0)), float(rng.uniform(0.003, 0.007))
+        light = Light(sun, (0.06, 0.06, 0.06), (0.40, 0.42, 0.45), grey, dull, haze, False, exposure, 0.020)
+        light = replace(light, rain_mm_h=rain)
+    else:
+        warm = float(rng.uniform(0.0, 0.2))
+        light = Light(
+            sun,
+            (0.85, 0.82 - warm * 0.4, 0.76 - warm),
+            (0.30, 0.34, 0.40),
+            (0.72, 0.78, 0.85),
+            (0.25, 0.45, 0.78),
+            float(rng.uniform(0.0, 0.0015)),
+            False,
+            exposure,
+            0.010,
+        )
+    return replace(light, gamma=gamma)

@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Float32, UInt8, UInt32
 
 PRIMARY, SECONDARY, GLASS, TYRE, LAMP = 0, 1, 2, 3, 4
-GROUND, KERB, WALL, ROOF, TRUNK, FOLIAGE, METAL, STREET_LAMP = 5, 6, 7, 8, 9, 10, 11, 12
-NUM_PARTS = 13
+GROUND, KERB, WALL, ROOF, TRUNK, FOLIAGE, METAL, STREET_LAMP, REAR_LAMP = 5, 6, 7, 8, 9, 10, 11, 12, 13
+NUM_PARTS = 14
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,12 +1,21 @@
-"""Five radars: surfaces in the field of view give detections with an RCS, a radial speed and nuScenes' status codes."""
+"""Five radars: surfaces in the field of view give detections with an RCS, a radial speed and nuScenes' status codes.
+
+What one object returns: its rays fall into cells of the radar's resolution; each cell is one possible detection. The
+object's mean RCS follows from what it is made of, how large it is and how squarely it is met; it fluctuates from sweep
+to sweep (Swerling case 1: exponential), and a cell is detected with that case's probability at its signal-to-noise
+ratio, which falls with the fourth power of the range. Levels were chosen so that the points per box match those of
+real nuScenes (``docs/town.md``); shares of the status codes are those of one real file.
+"""
 
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from datamodules.town.caster import NOBODY, Caster, Moment, turned
-from datamodules.town.meshes import GROUND
+from datamodules.town.bodies import SIZES_LWH_M
+from datamodules.town.caster import NOBODY, Caster, Hits, Moment, turned
+from datamodules.town.meshes import FOLIAGE, GROUND
+from datamodules.town.radar_codes import status_codes
 from datamodules.town.world import World
 from sensors.radar import RadarSweep
 from sensors.transforms import RigidTransform
@@ -17,11 +26,26 @@ NEAR_RANGE_M, FAR_RANGE_M = 70.0, 250.0
 _NEAR_AZIMUTH_RAD = np.deg2rad(np.arange(-60.0, 60.1, 1.0))
 _FAR_AZIMUTH_RAD = np.deg2rad(np.arange(-9.0, 9.01, 0.25))
 _ELEVATION_RAD = np.deg2rad((-6.0, -2.5, -0.8, 0.0, 1.0, 3.0, 6.0))
-_SPEED_NOISE_MPS = 0.08
-_MOVING_MPS = 0.4
-_NUM_CLUTTER = 14.0
-_STATUS_CODES = (0, 11, 7, 9, 16, 4, 10, 15)
-_STATUS_SHARES = (0.80, 0.06, 0.04, 0.03, 0.03, 0.02, 0.01, 0.01)
+_CELL_M, _CELL_RAD = 2.0, np.deg2rad(6.0)
+"""Resolution in range and azimuth: two surfaces of one object closer than this answer as one."""
+_SCENERY_CELL_M, _SCENERY_CELL_RAD = 1.2, 0.05
+_GRID_M, _RAW_STEP_MPS = 0.2, 0.25
+"""Steps in which the device reports positions and relative speeds (seen in a real file)."""
+_SPEED_NOISE_MPS = 0.14
+_MEAN_RCS_DBSM = {
+    **{"car": 8.0, "truck": 14.0, "bus": 17.0, "trailer": 15.0, "construction_vehicle": 12.0, "motorcycle": 1.0},
+    **{"bicycle": -1.0, "pedestrian": -3.5, "traffic_cone": -15.0, "barrier": -3.0},
+}
+"""Of the whole object met squarely, rounded from published 77 GHz measurements; spread between instances below."""
+_INSTANCE_SPREAD_DB = 3.0
+_SCENERY_RCS_DBSM, _FOLIAGE_RCS_DBSM = 2.0, -6.0
+_SNR_AT_RCS_0_DB, _REFERENCE_M = 14.0, 20.0
+_FALSE_ALARM_LOG = np.log(1e-3)
+_NUM_CLUTTER, _NUM_SPRAY = 12.0, 14.0
+_GHOST_SHARE = 0.05
+_LOOKING_BACK = 0.24
+"""Share of an object's cells that send power back at all: smooth metal mirrors most of it away."""
+_SCENERY_LOOKING_BACK = 0.6
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,18 +62,29 @@ def measure(world: World, caster: Caster, channel: str, time_s: float, rng: np.r
     """One measurement of one radar.
 
     The compensated velocity is the radial part of the target's own, so exactly radial; the raw one is that minus the
-    sensor's motion.
+    sensor's motion, in the device's steps.
     """
     ego_from_radar = world.ego_from_sensor[channel]
     global_from_radar = world.ego.transform(time_s) @ ego_from_radar
-    moment = caster.at(time_s)
-    targets = _joined([_surfaces(world, moment, global_from_radar, time_s, rng), _clutter(rng)])
-    order = np.argsort(np.hypot(*targets.xy_m.T), kind="stable")[:MAX_POINTS]
-    xy, speed = targets.xy_m[order], targets.speed_mps[order]
-    toward = xy / np.hypot(xy[:, 0], xy[:, 1])[:, None]
-    compensated = toward * speed[:, None]
+    echoes = _echoes(world, caster.at(time_s), global_from_radar, time_s, rng)
+    targets = _joined([echoes, _ghosts(echoes, rng), _clutter(world.light.rain_mm_h, rng)])
+    xy = np.round(targets.xy_m / _GRID_M) * _GRID_M
+    distance = np.hypot(*xy.T)
+    kept = np.flatnonzero(distance > _GRID_M)
+    order = kept[np.argsort(distance[kept], kind="stable")][:MAX_POINTS]
+    xy, speed = xy[order], targets.speed_mps[order]
+    compensated = xy / distance[order, None] * speed[:, None]
     raw = compensated - _sensor_velocity(world, ego_from_radar, global_from_radar, time_s)[:2]
-    return _sweep(xy, raw, compensated, targets.rcs_dbsm[order], targets.owner[order], speed, rng)
+    return RadarSweep(
+        xyz_m=np.concatenate([xy, np.zeros((len(xy), 1))], axis=1).astype(np.float32),
+        velocity_raw_mps=(np.round(raw / _RAW_STEP_MPS) * _RAW_STEP_MPS).astype(np.float32),
+        velocity_mps=compensated.astype(np.float32),
+        rcs_dbsm=(np.round(targets.rcs_dbsm[order] * 2) / 2).astype(np.float32),
+        track_id=np.arange(len(xy), dtype=np.int16),
+        **status_codes(speed, targets.owner[order] == NOBODY, rng),
+        lag_s=0.0,
+        ego_from_radar=RigidTransform.identity(),
+    )
 
 
 def _sensor_velocity(world: World, ego_from_radar, global_from_radar, time_s: float) -> Float[np.ndarray, "3"]:
@@ -66,41 +101,68 @@ def _rays() -> np.ndarray:
     return np.stack([flat * np.cos(azimuth), flat * np.sin(azimuth), z], axis=-1).reshape(-1, 3).astype(np.float32)
 
 
-def _surfaces(world: World, moment: Moment, global_from_radar: RigidTransform, time_s: float, rng) -> _Targets:
-    """Echoes from what the rays meet; a large, near surface that faces the radar answers more surely and more often."""
-    local = _rays()
-    direction = turned(global_from_radar.rotation, local)
+_LOCAL_RAYS = _rays()
+_RAY_AZIMUTH = np.arctan2(_LOCAL_RAYS[:, 1], _LOCAL_RAYS[:, 0])
+_RAY_LIMIT_M = np.where(np.abs(_RAY_AZIMUTH) <= _FAR_AZIMUTH_RAD[-1] + 1e-6, FAR_RANGE_M, NEAR_RANGE_M)
+
+
+def _echoes(world: World, moment: Moment, global_from_radar: RigidTransform, time_s: float, rng) -> _Targets:
+    """Detections of what the rays meet: one at most per object and cell of the radar's resolution."""
+    direction = turned(global_from_radar.rotation, _LOCAL_RAYS)
     origin = np.broadcast_to(global_from_radar.translation_m.astype(np.float32), direction.shape)
     hits = moment.cast(origin, direction)
-    azimuth = np.arctan2(local[:, 1], local[:, 0])
-    limit = np.where(np.abs(azimuth) <= _FAR_AZIMUTH_RAD[-1] + 1e-6, FAR_RANGE_M, NEAR_RANGE_M)
-    solid = (hits.range_m < limit) & (hits.range_m > 0.6) & (moment.surfaces.part[hits.triangle] != GROUND)
-    rows = np.flatnonzero(solid)
+    rows = _strongest(moment, hits, direction)
     range_m, owner = hits.range_m[rows].astype(float), moment.surfaces.owner[hits.triangle[rows]].astype(int)
     facing = -(hits.normal[rows] * direction[rows]).sum(axis=1)
     rcs = _rcs(world, owner, facing, rng)
-    answers = rng.random(len(rows)) < _answer_rate(world, owner, rcs, range_m)
-    rows, range_m, owner, rcs = rows[answers], range_m[answers], owner[answers], rcs[answers]
+    bare = owner == NOBODY
+    leafy = bare & (moment.surfaces.part[hits.triangle[rows]] == FOLIAGE)
+    rcs[leafy] += _FOLIAGE_RCS_DBSM - _SCENERY_RCS_DBSM
+    heard = rng.random(len(rows)) < _detection_rate(rcs, range_m, world.light.rain_mm_h)
+    heard &= rng.random(len(rows)) < np.where(bare, _SCENERY_LOOKING_BACK, _LOOKING_BACK)
+    rows, range_m, owner, rcs = rows[heard], range_m[heard], owner[heard], rcs[heard]
     range_m = range_m + rng.normal(0.0, 0.12, len(rows))
-    bearing = azimuth[rows] + rng.normal(0.0, np.deg2rad(0.5), len(rows))
+    bearing = _RAY_AZIMUTH[rows] + rng.normal(0.0, np.deg2rad(0.5), len(rows))
     xy = np.stack([np.cos(bearing), np.sin(bearing)], axis=1) * range_m[:, None]
     speed = _radial_speed(world, owner, xy, global_from_radar, time_s) + rng.normal(0.0, _SPEED_NOISE_MPS, len(rows))
     return _Targets(xy, speed, rcs, owner)
 
 
+def _strongest(moment: Moment, hits: Hits, direction) -> Int[np.ndarray, "k"]:
+    """One ray per object and cell: the one that meets its surface most squarely."""
+    solid = (hits.range_m < _RAY_LIMIT_M) & (hits.range_m > 0.6) & (moment.surfaces.part[hits.triangle] != GROUND)
+    rows = np.flatnonzero(solid)
+    facing = -(hits.normal[rows] * direction[rows]).sum(axis=1)
+    distance, azimuth = hits.range_m[rows], _RAY_AZIMUTH[rows] + 1.2
+    cell = (distance / _CELL_M).astype(np.int64) * 128 + (azimuth / _CELL_RAD).astype(int)
+    fine = (distance / _SCENERY_CELL_M).astype(np.int64) * 128 + (azimuth / _SCENERY_CELL_RAD).astype(int)
+    owner = moment.surfaces.owner[hits.triangle[rows]].astype(np.int64)
+    key = np.where(owner == NOBODY, fine, cell) * 32768 + owner + 1
+    order = np.lexsort((-facing, key))
+    first = np.ones(len(order), bool)
+    first[1:] = key[order][1:] != key[order][:-1]
+    return rows[order[first]]
+
+
 def _rcs(world: World, owner, facing, rng) -> Float[np.ndarray, "n"]:
-    """dBsm from the size of the thing and how squarely it is met: a car about 10, a person about -3."""
-    length, width, height = np.array([actor.size_lwh_m for actor in world.actors] + [(3.0, 1.0, 2.0)]).T
-    base = 10 * np.log10(np.maximum(np.sqrt(length * width) * height, 0.02)) + 3.0
-    return base[owner] + 6.0 * np.log10(np.maximum(facing, 0.05)) + rng.normal(0.0, 3.0, len(owner))
+    """dBsm of single cells: what the object is, its size, its aspect, and the fluctuation of this sweep."""
+    mean = np.array([_MEAN_RCS_DBSM[actor.name] for actor in world.actors])
+    volume = np.array([np.prod(actor.size_lwh_m) for actor in world.actors])
+    usual = np.array([np.prod(SIZES_LWH_M[actor.name][0]) for actor in world.actors])
+    grown = 20 / 3 * np.log10(volume / usual)
+    own = world.rng("rcs").normal(0.0, _INSTANCE_SPREAD_DB, len(world.actors))
+    base = np.array([*(mean + grown + own), _SCENERY_RCS_DBSM])
+    swerling = 10 * np.log10(np.maximum(rng.exponential(1.0, len(base)), 1e-3))
+    swerling[-1] = 0.0
+    glint = rng.normal(0.0, 2.5, len(owner))
+    return base[owner] + swerling[owner] + glint + 8.0 * np.log10(np.maximum(facing, 0.03))
 
 
-def _answer_rate(world: World, owner, rcs_dbsm, range_m) -> Float[np.ndarray, "n"]:
-    """Probability that one ray's surface becomes a detection, so that a thing gives a few and not one per ray."""
-    rays_of = np.bincount(owner + 1, minlength=len(world.actors) + 1)[owner + 1]
-    wanted = np.where(owner == NOBODY, 55.0, 0.6 + 3.0 * np.clip((rcs_dbsm + 8.0) / 25.0, 0.0, 1.5))
-    heard = 1 / (1 + np.exp((40 * np.log10(range_m / 60.0) - rcs_dbsm - 4.0) / 4.0))
-    return np.minimum(1.0, wanted / rays_of) * heard
+def _detection_rate(rcs_dbsm, range_m, rain_mm_h: float) -> Float[np.ndarray, "n"]:
+    """Probability of detection: Pfa ** (1 / (1 + SNR)). Heavy rain takes about 0.1 dB in 10 m, fog nothing."""
+    snr_db = _SNR_AT_RCS_0_DB + rcs_dbsm - 40 * np.log10(np.maximum(range_m, 3.0) / _REFERENCE_M)
+    snr = 10 ** ((snr_db - 0.0005 * rain_mm_h * range_m) / 10)
+    return np.exp(_FALSE_ALARM_LOG / (1 + snr))
 
 
 def _radial_speed(world: World, owner, xy_m, global_from_radar, time_s: float) -> Float[np.ndarray, "n"]:
@@ -115,46 +177,29 @@ def _radial_speed(world: World, owner, xy_m, global_from_radar, time_s: float) -
     return speed
 
 
-def _clutter(rng) -> _Targets:
-    """Weak echoes from nothing in particular, a few of them moving."""
-    count = int(rng.poisson(_NUM_CLUTTER))
-    bearing, range_m = rng.uniform(-1.05, 1.05, count), rng.uniform(1.0, 75.0, count)
+def _ghosts(echoes: _Targets, rng) -> _Targets:
+    """Multipath: some echoes come a second time, by a detour over a wall or the ground: farther, weaker, aside."""
+    rows = np.flatnonzero(rng.random(len(echoes.owner)) < _GHOST_SHARE)
+    detour = rng.uniform(1.5, 14.0, len(rows))
+    bearing = np.arctan2(echoes.xy_m[rows, 1], echoes.xy_m[rows, 0]) + rng.normal(0.0, 0.10, len(rows))
+    distance = np.hypot(*echoes.xy_m[rows].T) + detour
+    xy = np.stack([np.cos(bearing), np.sin(bearing)], axis=1) * distance[:, None]
+    speed = echoes.speed_mps[rows] * rng.uniform(0.6, 1.2, len(rows))
+    return _Targets(xy, speed, echoes.rcs_dbsm[rows] - rng.uniform(4.0, 12.0, len(rows)), np.full(len(rows), NOBODY))
+
+
+def _clutter(rain_mm_h: float, rng) -> _Targets:
+    """Weak echoes from nothing in particular, a few of them moving; in rain, more of them close by."""
+    count, spray = int(rng.poisson(_NUM_CLUTTER)), int(rng.poisson(_NUM_SPRAY * min(rain_mm_h / 30.0, 1.5)))
+    bearing = rng.uniform(-1.05, 1.05, count + spray)
+    range_m = np.concatenate([rng.uniform(1.0, 90.0, count), 1.0 + rng.exponential(8.0, spray)])
     xy = np.stack([np.cos(bearing), np.sin(bearing)], axis=1) * range_m[:, None]
-    speed = np.where(rng.random(count) < 0.1, rng.normal(0.0, 4.0, count), rng.normal(0.0, 0.1, count))
-    return _Targets(xy, speed, rng.normal(-4.0, 4.0, count), np.full(count, NOBODY))
+    moving = rng.random(count + spray) < 0.1
+    speed = np.where(moving, rng.normal(0.0, 4.0, count + spray), rng.normal(0.0, 0.15, count + spray))
+    rcs = rng.normal(-3.0, 4.5, count + spray)
+    return _Targets(xy, speed, rcs, np.full(count + spray, NOBODY))
 
 
 def _joined(parts: list[_Targets]) -> _Targets:
     names = ("xy_m", "speed_mps", "rcs_dbsm", "owner")
     return _Targets(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
-
-
-def _sweep(xy_m, raw, compensated, rcs_dbsm, owner, speed_mps, rng) -> RadarSweep:
-    count = len(xy_m)
-    moving = np.abs(speed_mps) > _MOVING_MPS
-    coming = moving & (speed_mps < 0)
-    still = rng.choice((1, 3), count, p=(0.7, 0.3))
-    dyn_prop = np.where(coming, 2, np.where(moving, 0, still))
-    clean = rng.random(count) < 0.85
-
-    def codes(values):
-        return np.asarray(values).astype(np.int8)
-
-    return RadarSweep(
-        xyz_m=np.concatenate([xy_m, np.zeros((count, 1))], axis=1).astype(np.float32),
-        velocity_raw_mps=raw.astype(np.float32),
-        velocity_mps=compensated.astype(np.float32),
-        rcs_dbsm=(np.round(rcs_dbsm * 2) / 2).astype(np.float32),
-        track_id=np.arange(count, dtype=np.int16),
-        dyn_prop=codes(dyn_prop),
-        is_quality_valid=codes(np.ones(count)),
-        ambig_state=codes(np.where(clean, 3, rng.integers(0, 3, count))),
-        invalid_state=codes(rng.choice(_STATUS_CODES, count, p=_STATUS_SHARES)),
-        pdh0=codes(np.where(owner == NOBODY, rng.choice((1, 3, 6), count, p=(0.7, 0.2, 0.1)), 1)),
-        x_rms=codes(rng.integers(19, 23, count)),
-        y_rms=codes(rng.integers(19, 24, count)),
-        vx_rms=codes(rng.integers(16, 18, count)),
-        vy_rms=codes(np.full(count, 3)),
-        lag_s=0.0,
-        ego_from_radar=RigidTransform.identity(),
-    )

@@ -24,15 +24,31 @@ PAVEMENT_EDGE_M = 15.2
 _STEP_M = 0.5
 
 
-class Road:
-    """A road whose heading swings as a sine along its length (straight where the swing is 0)."""
+@dataclass(frozen=True)
+class Shape:
+    """How a road's direction and width change along it.
 
-    def __init__(
-        self, s_range_m: tuple[float, float], heading_rad: float, swing_rad=0.0, wavelength_m=300.0, phase=0.0
-    ):
-        self.s_range_m = s_range_m
+    Attributes:
+        heading_rad: at s = 0 of a straight road.
+        swing_rad, wavelength_m, phase_rad: a sine of the heading; 0 for none.
+        bend: start and length in metres and angle in radians of an arc of constant radius; the angle 0 for none.
+        island: place and half length in metres, and how far both halves of the road part there, around an island.
+    """
+
+    heading_rad: float
+    swing_rad: float = 0.0
+    wavelength_m: float = 300.0
+    phase_rad: float = 0.0
+    bend: tuple[float, float, float] = (0.0, 1.0, 0.0)
+    island: tuple[float, float, float] = (0.0, 1.0, 0.0)
+
+
+class Road:
+    """A road with a smooth centre line. Who drives at a constant pace turns at a constant rate in its bend."""
+
+    def __init__(self, s_range_m: tuple[float, float], shape: Shape):
+        self.s_range_m, self.shape = s_range_m, shape
         self._s = np.arange(s_range_m[0], s_range_m[1] + _STEP_M, _STEP_M)
-        self._wave = (heading_rad, swing_rad, 2 * np.pi / wavelength_m, phase)
         heading = self.heading(self._s + _STEP_M / 2)
         steps = np.stack([np.cos(heading), np.sin(heading)], axis=-1) * _STEP_M
         self._xy = np.concatenate([np.zeros((1, 2)), np.cumsum(steps[:-1], axis=0)])
@@ -45,26 +61,45 @@ class Road:
 
     def heading(self, s_m):
         """Direction of travel along the centre line, radians."""
-        heading, swing, rate, phase = self._wave
-        return heading + swing * np.sin(np.asarray(s_m) * rate + phase)
+        s_m, shape = np.asarray(s_m, float), self.shape
+        wave = shape.swing_rad * np.sin(s_m * (2 * np.pi / shape.wavelength_m) + shape.phase_rad)
+        start, length, angle = shape.bend
+        return shape.heading_rad + wave + angle * np.clip((s_m - start) / length, 0.0, 1.0)
+
+    def parted_m(self, s_m):
+        """How far the halves of the road have moved apart here."""
+        at, half, part = self.shape.island
+        share = np.clip((np.asarray(s_m, float) - at) / half, -1.0, 1.0)
+        return part * 0.5 * (1.0 + np.cos(np.pi * share))
 
     def xy(self, s_m, d_m) -> Float[np.ndarray, "*n 2"]:
         """Positions in metres."""
-        s_m = np.asarray(s_m, float)
+        s_m, d_m = np.asarray(s_m, float), np.asarray(d_m, float)
         heading = self.heading(s_m)
         center = np.stack([np.interp(s_m, self._s, self._xy[:, k]) for k in range(2)], axis=-1)
-        return center + np.stack([-np.sin(heading), np.cos(heading)], axis=-1) * np.asarray(d_m, float)[..., None]
+        aside = d_m + np.sign(d_m) * self.parted_m(s_m)
+        return center + np.stack([-np.sin(heading), np.cos(heading)], axis=-1) * aside[..., None]
 
     def place(self, s_m: float, d_m: float) -> tuple[float, float, float]:
         """x and y of one place, and the heading there; many times faster than ``xy`` for a single one."""
-        heading, swing, rate, phase = self._wave
-        heading += swing * math.sin(s_m * rate + phase)
+        shape = self.shape
+        heading = shape.heading_rad
+        if shape.swing_rad:
+            heading += shape.swing_rad * math.sin(s_m * (2 * math.pi / shape.wavelength_m) + shape.phase_rad)
+        if shape.bend[2]:
+            heading += shape.bend[2] * min(max((s_m - shape.bend[0]) / shape.bend[1], 0.0), 1.0)
         step = (s_m - self._s[0]) / _STEP_M
         cell = min(max(int(step), 0), len(self._s) - 2)
         share = min(max(step - cell, 0.0), 1.0)
         (x0, y0), (x1, y1) = self._corners[cell], self._corners[cell + 1]
         x, y = x0 + (x1 - x0) * share, y0 + (y1 - y0) * share
-        return x - math.sin(heading) * d_m, y + math.cos(heading) * d_m, heading
+        aside, drift = d_m, 0.0
+        at, half, part = shape.island
+        if part and d_m and abs(s_m - at) < half:
+            angle, outward = math.pi * (s_m - at) / half, math.copysign(0.5 * part, d_m)
+            aside += outward * (1.0 + math.cos(angle))
+            drift = -math.atan(outward * math.sin(angle) * math.pi / half)
+        return x - math.sin(heading) * aside, y + math.cos(heading) * aside, heading + drift
 
     def outline(self, s_range_m, d_range_m, step_m: float = 2.0) -> Float[np.ndarray, "n 2"]:
         """Polygon around a strip."""
@@ -76,15 +111,26 @@ class Road:
 
 @dataclass(frozen=True)
 class Crossing:
-    """A side road that crosses the main one at right angles; its own s is 0 at the junction."""
+    """A side road that crosses the main one at right angles; its own s is 0 at the junction.
+
+    Attributes:
+        start_m: distance from the junction at which the side road's own pavements begin.
+        arms: which sides it leaves to: 1 left, -1 right.
+    """
 
     road: Road
     at_s_m: float
+    start_m: float = PAVEMENT_EDGE_M
+    arms: tuple[int, ...] = (-1, 1)
     half_width_m: float = 5.5
 
     def blocks(self, s_m: float, margin_m: float = 0.0) -> bool:
         """Whether a place along the main road lies on the junction."""
         return bool(abs(s_m - self.at_s_m) < self.half_width_m + 1.5 + margin_m)
+
+    def reach_m(self, arm: int) -> tuple[float, float]:
+        """Stretch of its own s from the junction to the end of one arm."""
+        return (0.0, self.road.s_range_m[1]) if arm > 0 else (self.road.s_range_m[0], 0.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,23 +154,34 @@ class Ground:
         return encoded.tobytes()
 
 
-def paint_ground(size_xy_m: tuple[float, float], road: Road, crossing: Crossing | None) -> Ground:
-    """Asphalt, paving and markings of a main road and perhaps a crossing one."""
+def painter(size_xy_m: tuple[float, float]):
+    """An empty ground, and a function (road, s_range_m, d_range_m, kind) that fills a strip of it."""
     kind = np.zeros((int(size_xy_m[1] / CELL_M), int(size_xy_m[0] / CELL_M)), np.uint8)
 
     def fill(which: Road, s_range_m, d_range_m, value: int) -> None:
         corners = (which.outline(s_range_m, d_range_m) / CELL_M * 16).round().astype(np.int32)
         cv2.fillPoly(kind, [corners], value, shift=4)
 
+    return kind, fill
+
+
+def paint_ground(size_xy_m: tuple[float, float], road: Road, crossing: Crossing | None) -> Ground:
+    """Asphalt, paving, markings and islands of a main road and perhaps a crossing one."""
+    kind, fill = painter(size_xy_m)
     fill(road, road.s_range_m, (-PAVEMENT_EDGE_M, PAVEMENT_EDGE_M), PAVING)
     if crossing:
         edge = crossing.half_width_m + 2.5
-        fill(crossing.road, crossing.road.s_range_m, (-edge, edge), PAVING)
-        fill(crossing.road, crossing.road.s_range_m, (-crossing.half_width_m, crossing.half_width_m), ASPHALT)
+        for arm in crossing.arms:
+            fill(crossing.road, crossing.reach_m(arm), (-edge, edge), PAVING)
+            fill(crossing.road, crossing.reach_m(arm), (-crossing.half_width_m, crossing.half_width_m), ASPHALT)
     fill(road, road.s_range_m, (-KERB_OFFSET_M, KERB_OFFSET_M), ASPHALT)
     _paint_main_markings(fill, road, crossing)
     if crossing:
         _paint_crossing(fill, road, crossing)
+    at, half, part = road.shape.island
+    if part:
+        fill(road, (at - half, at + half), (-0.25, 0.25), PAVING)
+        fill(road, (at - 0.8 * half, at + 0.8 * half), (-0.02, 0.02), GRASS)
     return Ground(kind)
 
 
@@ -147,8 +204,13 @@ def _paint_crossing(fill, road: Road, crossing: Crossing) -> None:
             fill(road, (middle - 1.8, middle + 1.8), (d, d + 0.5), PAINT)
         stop_line = crossing.at_s_m + side * (reach + 5.5)
         fill(road, (stop_line - 0.2, stop_line + 0.2), (0.3, 6.6) if side > 0 else (-6.6, -0.3), PAINT)
-        for s in np.arange(PAVEMENT_EDGE_M, crossing.road.s_range_m[1] - 6.0, 6.0):
-            fill(crossing.road, (side * s, side * s + 3.0), (-0.08, 0.08), PAINT)
+    for arm in crossing.arms:
+        for s in np.arange(crossing.start_m, crossing.road.s_range_m[1] - 6.0, 6.0):
+            fill(crossing.road, (arm * s, arm * s + 3.0), (-0.08, 0.08), PAINT)
+        give_way = crossing.start_m - 3.4
+        right = sorted((0.3 * arm, 5.2 * arm))
+        for d in np.arange(right[0], right[1], 0.8):
+            fill(crossing.road, (arm * give_way, arm * (give_way + 0.4)), (d, d + 0.45), PAINT)
 
 
 def pavement_mesh(road: Road, crossing: Crossing | None, s_range_m, step_m: float = 3.0) -> Mesh:
@@ -156,14 +218,19 @@ def pavement_mesh(road: Road, crossing: Crossing | None, s_range_m, step_m: floa
     strips = []
     for side in (-1, 1):
         for s in np.arange(s_range_m[0], s_range_m[1], step_m):
-            if not (crossing and crossing.blocks(s + step_m / 2, -1.5)):
+            if not (crossing and side in crossing.arms and crossing.blocks(s + step_m / 2, -1.5)):
                 strips.append((road, s, s + step_m, side * KERB_OFFSET_M, side * PAVEMENT_EDGE_M))
     if crossing:
-        for arm in (-1, 1):
+        for arm in crossing.arms:
             for side in (-1, 1):
-                near, far = PAVEMENT_EDGE_M, abs(crossing.road.s_range_m[1])
+                near, far = crossing.start_m, abs(crossing.road.s_range_m[1])
                 kerb = side * crossing.half_width_m
                 strips.append((crossing.road, *sorted((arm * near, arm * far)), kerb, kerb + side * 2.5))
+    return raised(strips)
+
+
+def raised(strips: list[tuple[Road, float, float, float, float]]) -> Mesh:
+    """Slabs as high as a kerb: road, from and to along it, offset of the kerb and of the far edge."""
     vertices, triangles, part = [], [], []
     for which, s0, s1, d_kerb, d_edge in strips:
         s, d = np.array([s0, s1, s1, s0, s0, s1]), np.array([d_kerb, d_kerb, d_edge, d_edge, d_kerb, d_kerb])

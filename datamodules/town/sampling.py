@@ -8,10 +8,11 @@ from jaxtyping import Float, Float32, Int
 
 from datamodules.town import lidar, radar
 from datamodules.town.cameras import CameraRenderer
-from datamodules.town.caster import Caster
+from datamodules.town.caster import NOBODY, Caster
+from datamodules.town.meshes import placed_vertices
 from datamodules.town.names import visibility_token
 from datamodules.town.world import SceneKey, World, build_world, scene_keys
-from sensors.camera import encode_jpeg
+from sensors.camera import encode_jpeg, project
 from sensors.lidar import LidarSweep, encode_lidar
 from sensors.radar import RadarSweep, encode_radar
 from sensors.rig import CAMERAS, LIDAR, NUSCENES_RIG, RADARS
@@ -25,6 +26,7 @@ CAMERA_LAG_US = {
 LABEL_RANGE_M = 85.0
 _SUFFIX = {"camera": ".jpg", "lidar": ".pcd.bin", "radar": ".pcd"}
 _PROBES = 40
+_JPEG_QUALITY = (80, 95)
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class SceneSampler:
         self.world: World = build_world(config, key)
         self._caster = Caster(self.world)
         self._renderer = CameraRenderer(self.world, self._caster)
+        self._probes_of: dict[int, np.ndarray] = {}
 
     def scene_record(self) -> dict:
         """What the tables must know about the scene, JSON-ready."""
@@ -81,10 +84,12 @@ class SceneSampler:
         world = self.world
         reference_us = world.keyframe_us(index)
         rng = world.rng("shutter", index)
-        shots = [
-            Shot(channel, reference_us - CAMERA_LAG_US[channel] + int(rng.integers(-400, 401)), True)
-            for channel in CAMERAS
-        ]
+        shots = []
+        for channel in CAMERAS:
+            key_us = reference_us - CAMERA_LAG_US[channel] + int(rng.integers(-400, 401))
+            for k in range(world.config.camera_sweeps, 0, -1):
+                shots.append(Shot(channel, key_us - round(k * 1e6 / 12) + int(rng.integers(-300, 301)), False))
+            shots.append(Shot(channel, key_us, True))
         for k in range(world.config.lidar_sweeps, 0, -1):
             shots.append(Shot(LIDAR, reference_us - 50_000 * k + int(rng.integers(-200, 201)), False))
         shots.append(Shot(LIDAR, reference_us, True))
@@ -126,7 +131,8 @@ class SceneSampler:
         world, time_s = self.world, self.world.time_s(shot.timestamp_us)
         rng = world.rng(shot.channel, shot.timestamp_us - world.start_us + 10_000_000)
         if shot.channel in CAMERAS:
-            return encode_jpeg(self._renderer.render(shot.channel, time_s, rng)), None
+            quality = int(rng.integers(*_JPEG_QUALITY))
+            return encode_jpeg(self._renderer.render(shot.channel, time_s, rng), quality), None
         sweep: LidarSweep | RadarSweep
         if shot.channel == LIDAR:
             sweep = lidar.scan(world, self._caster, time_s, rng)
@@ -138,15 +144,12 @@ class SceneSampler:
         """Every actor in range, with its points and how much of it can be seen."""
         world, time_s = self.world, self.world.time_s(self.world.keyframe_us(index))
         ego_xy = np.array(world.ego.pose(time_s)[:2])
-        near = [
-            i
-            for i, actor in enumerate(world.actors)
-            if np.hypot(*(np.array(actor.motion.pose(time_s)[:2]) - ego_xy)) < LABEL_RANGE_M
-        ]
-        poses = [world.actors[i].motion.pose(time_s) for i in near]
+        everyone = np.array([actor.motion.pose(time_s) for actor in world.actors]).reshape(-1, 4)
+        near = np.flatnonzero(np.hypot(*(everyone[:, :2] - ego_xy).T) < LABEL_RANGE_M).tolist()
+        poses = everyone[near]
         centers = np.array([world.actors[i].box_center_m(time_s) for i in near]).reshape(-1, 3)
         sizes = np.array([world.actors[i].size_lwh_m for i in near]).reshape(-1, 3)
-        yaws = np.array([pose[3] for pose in poses])
+        yaws = poses[:, 3]
         num_lidar, num_radar = (count_inside(points, centers, sizes, yaws) for points in (lidar_m, radar_m))
         visible = self._visible_shares(near, time_s)
         return [
@@ -163,23 +166,39 @@ class SceneSampler:
         ]
 
     def _visible_shares(self, chosen: list[int], time_s: float) -> Float[np.ndarray, "n"]:
-        """Share of rays from above the vehicle to points on each surface that nothing else stops."""
+        """nuScenes' visibility: the share of each actor that the six pictures show, by counting rays to its surface."""
         if not chosen:
             return np.zeros(0)
         world = self.world
-        eye = (world.ego.transform(time_s) @ world.ego_from_sensor[LIDAR]).translation_m
-        targets = []
-        for i in chosen:
-            actor = world.actors[i]
-            corners = actor.body.vertices_m[actor.body.triangles]
-            picked = world.rng("probes", i).integers(0, len(corners), _PROBES)
-            targets.append(actor.motion.transform(time_s).points(corners[picked].mean(axis=1).astype(np.float64)))
-        toward = np.concatenate(targets) - eye
+        poses = np.array([world.actors[i].motion.pose(time_s) for i in chosen])
+        points = placed_vertices(
+            np.concatenate([self._probes(i) for i in chosen]), *np.repeat(poses, _PROBES, axis=0).T
+        ).astype(np.float64)
+        eye, shown = np.zeros_like(points), np.zeros(len(points), bool)
+        global_from_ego = world.ego.transform(time_s)
+        height, width = world.image_size_px
+        for channel in CAMERAS:
+            global_from_camera = global_from_ego @ world.ego_from_sensor[channel]
+            pixel, depth = project(global_from_camera.inverse().points(points), world.image_from_camera[channel])
+            framed = (depth > 0.1) & (pixel >= 0).all(axis=1) & (pixel[:, 0] < width) & (pixel[:, 1] < height) & ~shown
+            eye[framed], shown = global_from_camera.translation_m, shown | framed
+        toward = points - eye
         direction = (toward / np.linalg.norm(toward, axis=1, keepdims=True)).astype(np.float32)
         moment = self._caster.at(time_s)
-        hits = moment.cast(np.broadcast_to(eye.astype(np.float32), direction.shape), direction)
-        owner = moment.surfaces.owner[hits.triangle].reshape(len(chosen), _PROBES)
+        hits = moment.cast(eye.astype(np.float32), direction)
+        owner = np.where(shown, moment.surfaces.owner[hits.triangle], NOBODY).reshape(len(chosen), _PROBES)
         return (owner == np.array(chosen)[:, None]).mean(axis=1)
+
+    def _probes(self, index: int) -> Float32[np.ndarray, "k 3"]:
+        """Points spread over the surface of an actor, in its own frame: larger triangles get more of them."""
+        if index not in self._probes_of:
+            body = self.world.actors[index].body
+            corners = body.vertices_m[body.triangles]
+            area = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1)
+            edges = np.cumsum(area) / area.sum()
+            picked = np.searchsorted(edges, (np.arange(_PROBES) + 0.5) / _PROBES)
+            self._probes_of[index] = corners[picked].mean(axis=1)
+        return self._probes_of[index]
 
 
 def count_inside(

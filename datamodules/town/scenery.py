@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from datamodules.town.actors import random_colours
+from datamodules.town.actors import random_colours, random_reflectivity
 from datamodules.town.meshes import (
     FOLIAGE,
     METAL,
@@ -52,7 +52,7 @@ def make_prop(kind: str, road: Road, s_m: float, d_m: float, rng: np.random.Gene
     toward_road = float(road.heading(s_m)) + (np.pi / 2 if d_m < 0 else -np.pi / 2)
     z = KERB_HEIGHT_M if KERB_OFFSET_M < abs(d_m) < PAVEMENT_EDGE_M else 0.0
     mesh = merged(shapes[kind](rng)).placed(float(x), float(y), z, toward_road)
-    return Prop(mesh, random_colours(rng), rng.uniform(0.12, 0.9, 2))
+    return Prop(mesh, random_colours(rng), random_reflectivity(rng))
 
 
 def _tree(rng):
@@ -114,7 +114,12 @@ def street_lamps(road: Road, crossing: Crossing | None, s_range_m, rng) -> list[
     return places
 
 
-def buildings(road: Road, crossing: Crossing | None, s_range_m, rng) -> list[Prop]:
+def plain_prop(mesh: Mesh, rng: np.random.Generator) -> Prop:
+    """Of a mesh that already stands in its place."""
+    return Prop(mesh, random_colours(rng), random_reflectivity(rng))
+
+
+def buildings(road: Road, crossing: Crossing | None, s_range_m, rng, edge_m: float = PAVEMENT_EDGE_M) -> list[Prop]:
     """Houses along both sides, with gaps where trees, bushes and fences stand."""
     props = []
     for side in (-1, 1):
@@ -122,18 +127,18 @@ def buildings(road: Road, crossing: Crossing | None, s_range_m, rng) -> list[Pro
         while s < s_range_m[1]:
             length = rng.uniform(9.0, 24.0)
             middle = s + length / 2
-            if not (crossing and crossing.blocks(middle, length / 2 + 4.0)):
+            if not (crossing and side in crossing.arms and crossing.blocks(middle, length / 2 + 4.0)):
                 if rng.random() < 0.8:
-                    props.append(_building(road, middle, side, length, rng))
+                    props.append(_building(road, middle, side * edge_m, length, rng))
                 else:
-                    props += _garden(road, middle, side, length, rng)
+                    props += _garden(road, middle, side * edge_m, length, rng)
             s += length + (rng.uniform(2.0, 9.0) if rng.random() < 0.4 else 0.3)
     return props
 
 
-def _building(road: Road, s_m: float, side: int, length_m: float, rng) -> Prop:
+def _building(road: Road, s_m: float, edge_m: float, length_m: float, rng) -> Prop:
     depth, height = rng.uniform(8.0, 14.0), rng.uniform(5.0, 19.0)
-    d = side * (PAVEMENT_EDGE_M + rng.uniform(0.3, 4.0) + depth / 2)
+    d = edge_m + np.sign(edge_m) * (rng.uniform(0.3, 4.0) + depth / 2)
     x, y = road.xy(s_m, d)
     half = (length_m / 2 - 0.6, depth / 2)
     parts = [box((-half[0], half[0]), (-half[1], half[1]), (0.0, height), WALL)]
@@ -144,22 +149,23 @@ def _building(road: Road, s_m: float, side: int, length_m: float, rng) -> Prop:
             )
         )
     mesh = merged(parts).placed(float(x), float(y), 0.0, float(road.heading(s_m)))
-    return Prop(mesh, random_colours(rng) * 0.6 + 0.25, rng.uniform(0.15, 0.7, 2))
+    return Prop(mesh, random_colours(rng) * 0.6 + 0.25, random_reflectivity(rng))
 
 
-def _garden(road: Road, s_m: float, side: int, length_m: float, rng) -> list[Prop]:
-    edge = side * (PAVEMENT_EDGE_M + 0.6)
+def _garden(road: Road, s_m: float, edge_m: float, length_m: float, rng) -> list[Prop]:
+    side = np.sign(edge_m)
+    edge = edge_m + side * 0.6
     x, y = road.xy(s_m, edge)
     fence = box((-length_m / 2, length_m / 2), (-0.06, 0.06), (0.0, rng.uniform(0.9, 1.8)), SECONDARY)
     props = [
         Prop(
             fence.placed(float(x), float(y), 0.0, float(road.heading(s_m))),
             random_colours(rng),
-            rng.uniform(0.15, 0.7, 2),
+            random_reflectivity(rng),
         )
     ]
     for _ in range(3):
         place = s_m + rng.uniform(-0.45, 0.45) * length_m
         kind = "tree" if rng.random() < 0.6 else "bush"
-        props.append(make_prop(kind, road, place, side * (PAVEMENT_EDGE_M + rng.uniform(3.0, 9.0)), rng))
+        props.append(make_prop(kind, road, place, edge_m + side * rng.uniform(3.0, 9.0), rng))
     return props

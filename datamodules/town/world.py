@@ -6,20 +6,20 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32
 
-from datamodules.town.actors import Actor, Motion, Pace
+from datamodules.town.actors import Actor, Motion
+from datamodules.town.carpark import fill_car_park
+from datamodules.town.layouts import CAR_PARK, ego_doing, lay_out
 from datamodules.town.light import Light, light_of
 from datamodules.town.meshes import Mesh
 from datamodules.town.population import REACH_M, Population, spacing_for
 from datamodules.town.presets import CONDITIONS, TownConfig
-from datamodules.town.roads import LANE_OFFSETS_M, Crossing, Ground, Road, paint_ground, pavement_mesh
-from datamodules.town.scenery import LAMP_HEIGHT_M, Prop, buildings, make_prop, street_lamps
+from datamodules.town.roads import Ground
+from datamodules.town.scenery import LAMP_HEIGHT_M, Prop, make_prop
 from sensors.rig import IMAGE_HEIGHT_PX, IMAGE_WIDTH_PX, NUSCENES_RIG
 from sensors.transforms import RigidTransform
 
 KEYFRAME_S = 0.5
 SPLITS = ("train", "val")
-_LAYOUTS = ("straight road", "winding road", "junction")
-_MARGIN_M = 120.0
 _FIRST_TIMESTAMP_US = 1_530_000_000_000_000
 _SCENE_SPACING_US = 60_000_000
 
@@ -103,35 +103,35 @@ def build_world(config: TownConfig, key: SceneKey) -> World:
     """Lay out, paint, populate and calibrate one scene."""
     rng = _stream(config.seed, key, "world")
     condition = condition_of(config, key)
-    layout = _LAYOUTS[int(rng.integers(len(_LAYOUTS)))]
     duration_s = max(config.samples_per_scene - 1, 0) * KEYFRAME_S + 0.1
-    ego_pace = _ego_pace(rng)
-    road, crossing, size_xy_m = _lay_out(layout, ego_pace.travelled_m(duration_s), rng)
-    ego = Motion(road, 0.0, -float(rng.choice(LANE_OFFSETS_M)), 1, ego_pace)
-    population = Population(road, crossing, ego, duration_s, spacing_for(config.num_actors), rng)
-    population.fill()
-    stretch = (-REACH_M - 25.0, ego_pace.travelled_m(duration_s) + REACH_M + 25.0)
-    lamps = street_lamps(road, crossing, stretch, rng)
-    props = [make_prop("lamp", road, s, d, rng) for s, d in lamps]
-    heads = [(*road.xy(s, d - np.sign(d) * 1.5), LAMP_HEIGHT_M) for s, d in lamps]
-    image_size_px = (round(IMAGE_HEIGHT_PX * config.image_scale), round(IMAGE_WIDTH_PX * config.image_scale))
+    place = lay_out(key.split, duration_s, rng)
+    ego = Motion(place.road, 0.0, place.ego_d_m, 1, place.pace)
+    stretch = (-REACH_M - 25.0, place.pace.travelled_m(duration_s) + REACH_M + 25.0)
+    population = Population(place.road, place.crossing, ego, duration_s, spacing_for(config.num_actors), rng)
+    if place.layout == CAR_PARK:
+        fill_car_park(population)
+    else:
+        population.fill()
+    lamps = place.lamps(stretch, rng)
+    props = [make_prop("lamp", place.road, s, d, rng) for s, d in lamps]
+    heads = [(*place.road.xy(s, d - np.sign(d) * 1.5), LAMP_HEIGHT_M) for s, d in lamps]
     calibration, cameras = _calibrate(config.image_scale, rng)
     return World(
         key=key,
         config=config,
         condition=condition,
-        description=f"{condition.capitalize()}, {layout}, {'waiting' if not ego.moves else 'driving'}",
+        description=f"{condition.capitalize()}, {place.layout}, {ego_doing(place.pace)}",
         light=light_of(condition, rng),
-        ground=paint_ground(size_xy_m, road, crossing),
-        pavements=pavement_mesh(road, crossing, stretch),
-        scenery=(*population.props, *props, *buildings(road, crossing, stretch, rng)),
+        ground=place.ground(),
+        pavements=place.pavements(stretch),
+        scenery=(*population.props, *props, *place.scenery(stretch, rng)),
         actors=tuple(_within_reach(population.actors, ego, duration_s)),
         ego=ego,
         lamps=np.array(heads, np.float32),
         start_us=_start_us(config, key),
         ego_from_sensor=calibration,
         image_from_camera=cameras,
-        image_size_px=image_size_px,
+        image_size_px=(round(IMAGE_HEIGHT_PX * config.image_scale), round(IMAGE_WIDTH_PX * config.image_scale)),
     )
 
 
@@ -139,31 +139,6 @@ def _start_us(config: TownConfig, key: SceneKey) -> int:
     place = key.index + (config.num_train_scenes if key.split == "val" else 0)
     length_us = max(_SCENE_SPACING_US, round((config.samples_per_scene + 10) * KEYFRAME_S * 1e6))
     return _FIRST_TIMESTAMP_US + place * length_us + int(_stream(config.seed, key, "start").integers(1_000_000))
-
-
-def _ego_pace(rng: np.random.Generator) -> Pace:
-    if rng.random() < 0.12:
-        return Pace(0.0)
-    speed = rng.uniform(3.0, 11.0)
-    return Pace(speed, rng.uniform(0.0, 0.2) * speed, rng.uniform(0.3, 0.8), rng.uniform(0, 2 * np.pi))
-
-
-def _lay_out(layout: str, travel_m: float, rng) -> tuple[Road, Crossing | None, tuple[float, float]]:
-    """The main road with the ego at s = 0, perhaps a crossing one, and the ground's extent from the origin."""
-    swing = {"straight road": 0.0, "winding road": rng.uniform(0.25, 0.5), "junction": rng.uniform(0.0, 0.12)}[layout]
-    extra = REACH_M + 140.0
-    heading, wavelength, phase = rng.uniform(-np.pi, np.pi), rng.uniform(180.0, 320.0), rng.uniform(0, 2 * np.pi)
-    road = Road((-extra, travel_m + extra), heading, swing, wavelength, phase)
-    driven = road.xy(np.linspace(0.0, travel_m, 20), np.zeros(20))
-    low, high = driven.min(axis=0) - _MARGIN_M, driven.max(axis=0) + _MARGIN_M
-    road.shifted(-low)
-    crossing = None
-    if layout == "junction":
-        at = float(rng.uniform(10.0, 35.0) + 0.5 * travel_m)
-        side = Road((-75.0, 75.0), float(road.heading(at)) + np.pi / 2)
-        side.shifted(road.xy(at, 0.0) - side.xy(0.0, 0.0))
-        crossing = Crossing(side, at)
-    return road, crossing, tuple((high - low).tolist())
 
 
 def _within_reach(actors: list[Actor], ego: Motion, duration_s: float) -> list[Actor]:

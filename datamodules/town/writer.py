@@ -4,6 +4,7 @@ Beside nuScenes' own layout a town keeps ``.town/``: its configuration, and one 
 A sample counts as finished when its record exists and every file that it names has the recorded size.
 """
 
+import errno
 import json
 import math
 import multiprocessing
@@ -11,18 +12,20 @@ import os
 import shutil
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
+from datamodules.town.claim import claimed
 from datamodules.town.presets import TownConfig
 from datamodules.town.sampling import SceneSampler, all_samples
 from datamodules.town.tables import build_tables, logfile_of, map_filename, splits_of
 from datamodules.town.world import SceneKey, scene_keys
-from sensors.rig import CHANNELS
+from sensors.rig import CAMERAS, CHANNELS, RADARS
 
 VERSION = "v1.0-town"
-WORLD_VERSION = 1
+WORLD_VERSION = 2
 """Raised when the same configuration gives other bytes than before, so that no town is finished by another world."""
 _LONGEST_CHUNK = 20
 _ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
@@ -44,9 +47,35 @@ def write_town(root: Path, config: TownConfig, num_workers: int = 1, progress: P
     if num_workers < 1:
         raise ValueError(f"expected num_workers >= 1, got {num_workers}")
     root = Path(root)
+    if root.exists() and not root.is_dir():
+        raise ValueError(f"expected root to be a folder, got the file {root}; choose another root")
+    if not (_notes(root) / "config.json").exists() and _holds_other_files(root):
+        raise ValueError(f"expected {root} to be empty or an unfinished town, got other files; choose another root")
+    with claimed(_notes(root)):
+        try:
+            _write(root, config, num_workers, progress)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise ValueError(
+                f"expected room for the town in {root}, got a full disk; free some and run the same command again: "
+                "what is finished stays"
+            ) from None
+        except BrokenProcessPool:
+            raise ValueError(
+                f"expected {num_workers} workers to live to the end, got one that was killed (out of memory?); run the "
+                "same command again, perhaps with fewer: what is finished stays"
+            ) from None
+
+
+def _holds_other_files(root: Path) -> bool:
+    return root.exists() and any(entry.name != ".town" for entry in root.iterdir())
+
+
+def _write(root: Path, config: TownConfig, num_workers: int, progress: Progress | None) -> None:
     _claim(root, config)
     total = config.num_samples
-    missing = [job for job in all_samples(config) if not _finished(root, *job)]
+    missing = [job for job in all_samples(config) if not _finished(root, config, *job)]
     done = total - len(missing)
     if progress:
         progress(done, total)
@@ -63,18 +92,13 @@ def _notes(root: Path) -> Path:
 
 
 def _claim(root: Path, config: TownConfig) -> None:
-    """Make sure that the folder is ours to write in, and prepare it."""
-    if root.exists() and not root.is_dir():
-        raise ValueError(f"expected root to be a folder, got the file {root}; choose another root")
+    """Make sure that the folder holds no other town, and prepare it."""
     stamp = _notes(root) / "config.json"
     wanted = json.dumps({"world": WORLD_VERSION, **asdict(config)}, indent=1, sort_keys=True)
-    if stamp.exists():
-        if stamp.read_text() != wanted:
-            raise ValueError(
-                f"expected {root} to hold the same town, got one of another configuration; choose another root"
-            )
-    elif root.exists() and any(entry.name != ".town" for entry in root.iterdir()):
-        raise ValueError(f"expected {root} to be empty or an unfinished town, got other files; choose another root")
+    if stamp.exists() and stamp.read_text() != wanted:
+        raise ValueError(
+            f"expected {root} to hold the same town, got one of another configuration; choose another root"
+        )
     shutil.rmtree(_notes(root) / "tmp", ignore_errors=True)
     for folder in ("tmp", "scenes", "samples"):
         (_notes(root) / folder).mkdir(parents=True, exist_ok=True)
@@ -82,7 +106,8 @@ def _claim(root: Path, config: TownConfig) -> None:
         _put(root, ".town/config.json", wanted.encode())
     folders = ["maps", VERSION, *(f"samples/{channel}" for channel in CHANNELS)]
     folders += ["sweeps/LIDAR_TOP"] if config.lidar_sweeps else []
-    folders += [f"sweeps/{channel}" for channel in CHANNELS if channel[:5] == "RADAR"] if config.radar_sweeps else []
+    folders += [f"sweeps/{channel}" for channel in RADARS] if config.radar_sweeps else []
+    folders += [f"sweeps/{channel}" for channel in CAMERAS] if config.camera_sweeps else []
     for folder in folders:
         (root / folder).mkdir(parents=True, exist_ok=True)
 
@@ -90,8 +115,12 @@ def _claim(root: Path, config: TownConfig) -> None:
 def _put(root: Path, filename: str, content: bytes) -> None:
     """Write under another name first: a reader never sees half a file."""
     temporary = _notes(root) / "tmp" / f"{os.getpid()}"
-    temporary.write_bytes(content)
-    os.replace(temporary, root / filename)
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, root / filename)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def _record_name(key: SceneKey, index: int) -> str:
@@ -102,9 +131,9 @@ def _scene_name(key: SceneKey) -> str:
     return f".town/scenes/{key.name}.json"
 
 
-def _finished(root: Path, key: SceneKey, index: int) -> bool:
+def _finished(root: Path, config: TownConfig, key: SceneKey, index: int) -> bool:
     record = root / _record_name(key, index)
-    if not record.exists() or not (root / _scene_name(key)).exists():
+    if not record.exists() or not (root / _scene_name(key)).exists() or not (root / map_filename(config, key)).exists():
         return False
     rows = json.loads(record.read_text())["data"]
     return all(_size(root / row["filename"]) == row["num_bytes"] for row in rows)
@@ -190,7 +219,7 @@ def _make(root: Path, config: TownConfig, key: SceneKey, indices: list[int]):
 
     cv2.setNumThreads(1)
     sampler = SceneSampler(config, key)
-    if not (root / _scene_name(key)).exists():
+    if not (root / _scene_name(key)).exists() or not (root / map_filename(config, key)).exists():
         _put(root, map_filename(config, key), sampler.world.ground.mask_png())
         _put(root, _scene_name(key), _json(sampler.scene_record()))
     for index in indices:

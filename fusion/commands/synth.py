@@ -4,20 +4,25 @@ import os
 from pathlib import Path
 
 from datamodules.town.presets import TownConfig, town_config
+from datamodules.town.sheet import figures_of, sheet
 from datamodules.town.writer import VERSION, write_town
 
-_OWN_KEYS = ("root", "preset", "workers")
+_OWN_KEYS = ("root", "preset", "workers", "sheet")
 
 
 def run(arguments: list[str]) -> int:
     """Write the town that ``key=value`` arguments describe, showing the time left.
 
-    Keys: ``root`` (needed), ``preset``, ``workers``, and every field of TownConfig.
+    Keys: ``root`` (needed), ``preset``, ``workers``, and every field of TownConfig. ``sheet=true`` writes nothing: it
+    prints what the town in ``root`` holds beside real nuScenes.
 
     Raises:
         ValueError: an argument that is no ``key=value``, an unknown key, or a value out of range.
     """
     root, workers, config = parse(arguments)
+    if "sheet=true" in arguments:
+        print(sheet(figures_of(root, VERSION)))
+        return 0
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -56,6 +61,8 @@ def parse(arguments: list[str]) -> tuple[Path, int, TownConfig]:
     if unknown:
         valid = ", ".join((*_OWN_KEYS, *TownConfig.__dataclass_fields__))
         raise ValueError(f"expected keys among {valid}; got '{unknown[0]}'")
+    if own.get("sheet", "false") not in ("true", "false"):
+        raise ValueError(f"expected sheet=true or sheet=false, got sheet={own['sheet']}")
     workers = own.get("workers", str(os.cpu_count() or 1))
     if not workers.isdigit() or int(workers) < 1:
         raise ValueError(f"expected workers to be a whole number >= 1, got '{workers}'")

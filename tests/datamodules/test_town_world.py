@@ -1,18 +1,20 @@
 """The world itself: sizes, motion, space between things, and codes that must not give the class away."""
 
 import collections
+import json
 
 import cv2
 import numpy as np
 import pytest
 
 from datamodules.town.actors import Motion, Pace, make_actor
-from datamodules.town.bodies import SIZES_LWH_M, body_of, size_of
-from datamodules.town.presets import TownConfig
-from datamodules.town.roads import Road
+from datamodules.town.bodies import SIZES_LWH_M, body_of, size_of, swing_of
+from datamodules.town.layouts import RANGES
+from datamodules.town.presets import CONDITIONS, TownConfig
+from datamodules.town.roads import Road, Shape
 from datamodules.town.sampling import count_inside
 from datamodules.town.world import SceneKey, build_world, condition_of
-from sensors.boxes import DETECTION_NAMES, Boxes
+from sensors.boxes import DETECTION_FROM_CATEGORY, DETECTION_NAMES, Boxes
 
 CONFIG = TownConfig(samples_per_scene=4)
 
@@ -23,13 +25,13 @@ def worlds():
 
 
 def test_conditions_are_dealt_by_quota():
-    config = TownConfig(day_weight=0.5, night_weight=0.25, fog_weight=0.25)
+    config = TownConfig(day_weight=0.5, night_weight=0.25, fog_weight=0.25, rain_weight=0.0)
     counts = collections.Counter(condition_of(config, SceneKey("train", index)) for index in range(8))
     assert counts == {"day": 4, "night": 2, "fog": 2}
 
 
-def test_every_condition_is_in_a_split_of_three():
-    assert {condition_of(TownConfig(), SceneKey("val", index)) for index in range(3)} == {"day", "night", "fog"}
+def test_every_condition_is_in_a_split_of_four():
+    assert {condition_of(TownConfig(), SceneKey("val", index)) for index in range(4)} == set(CONDITIONS)
 
 
 @pytest.mark.parametrize("name", DETECTION_NAMES)
@@ -44,14 +46,45 @@ def test_bodies_fill_their_size_and_stand_on_the_ground(name):
 
 def test_sizes_follow_the_published_means():
     rng = np.random.default_rng(1)
-    drawn = np.array([size_of("car", "", rng) for _ in range(400)])
+    drawn = np.array([size_of("car", "", rng) for _ in range(2000)])
     np.testing.assert_allclose(drawn.mean(axis=0), SIZES_LWH_M["car"][0], rtol=0.02)
+
+
+def test_sizes_are_those_of_real_instances(nuscenes_real):
+    """Mean length, width and height per class over the instances of the official split mini_val."""
+    tables = nuscenes_real / "minival-tables" / "v1.0-mini"
+    rows = {name: json.loads((tables / f"{name}.json").read_text()) for name in ("category", "instance")}
+    first = {row["instance_token"]: row for row in json.loads((tables / "sample_annotation.json").read_text())}
+    names = {row["token"]: row["name"] for row in rows["category"]}
+    sizes = collections.defaultdict(list)
+    for instance in rows["instance"]:
+        width, length, height = first[instance["token"]]["size"]
+        sizes[DETECTION_FROM_CATEGORY.get(names[instance["category_token"]])].append((length, width, height))
+    for name in ("car", "pedestrian", "motorcycle", "bicycle", "traffic_cone"):
+        mean, spread = SIZES_LWH_M[name]
+        np.testing.assert_allclose(np.mean(sizes[name], axis=0), mean, atol=0.006)
+        np.testing.assert_allclose(np.std(sizes[name], axis=0), spread, atol=0.006)
+
+
+def test_walking_legs_change_feet_and_stay_in_the_box():
+    rng = np.random.default_rng(5)
+    size = (0.7, 0.6, 1.75)
+    body = body_of("pedestrian", size, "walking", rng)
+    swing = swing_of(body)
+    left, right = body.vertices_m[13], body.vertices_m[27]
+    assert left[0] - right[0] > 0.3
+    other = body.vertices_m - 2 * swing
+    assert other[27][0] - other[13][0] == pytest.approx(float(left[0] - right[0]), abs=1e-5)
+    together = body.vertices_m - swing
+    assert together[13][0] == pytest.approx(float(together[27][0]), abs=1e-5)
+    assert (np.ptp(other, axis=0) <= np.array(size) + 0.12).all()
+    assert not swing[52:].any()
 
 
 def test_colours_and_reflectivity_do_not_tell_the_class():
     """Means of 60 instances per class differ by less than four standard errors from the common mean."""
     rng = np.random.default_rng(2)
-    motion = Motion(Road((-10.0, 10.0), 0.0), 0.0, 0.0)
+    motion = Motion(Road((-10.0, 10.0), Shape(0.0)), 0.0, 0.0)
     values = {}
     for name in DETECTION_NAMES:
         actors = [make_actor(name, "", motion, rng) for _ in range(60)]
@@ -99,7 +132,7 @@ def test_training_and_validation_worlds_differ():
 
 
 def test_a_road_keeps_its_distances():
-    road = Road((-50.0, 150.0), 0.7, swing_rad=0.4, wavelength_m=200.0)
+    road = Road((-50.0, 150.0), Shape(0.7, swing_rad=0.4, wavelength_m=200.0))
     s = np.linspace(-40.0, 140.0, 50)
     places = np.array([road.place(float(a), 3.0)[:2] for a in s])
     np.testing.assert_allclose(places, road.xy(s, np.full(50, 3.0)), atol=1e-9)
@@ -107,6 +140,43 @@ def test_a_road_keeps_its_distances():
     np.testing.assert_allclose(np.linalg.norm(places - center, axis=1), 3.0, atol=1e-9)
     fine = road.xy(np.arange(0.0, 100.0, 0.5), np.zeros(200))
     np.testing.assert_allclose(np.linalg.norm(np.diff(fine, axis=0), axis=1).sum(), 99.5, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "shape", [Shape(0.3, bend=(20.0, 60.0, 0.9)), Shape(-1.0, island=(50.0, 27.0, 7.0)), Shape(2.0, 0.3, 240.0, 1.0)]
+)
+def test_a_heading_is_the_direction_of_travel(shape):
+    road = Road((-50.0, 150.0), shape)
+    for d in (-5.1, 1.75):
+        for start, direction in ((10.0, 1), (95.0, -1)):
+            motion = Motion(road, start, d, direction, Pace(8.0))
+            for time_s in np.linspace(0.5, 10.0, 30):
+                vx, vy, _ = motion.velocity(float(time_s))
+                error = np.arctan2(vy, vx) - motion.pose(float(time_s))[3]
+                assert abs(np.angle(np.exp(1j * error))) < 0.03
+
+
+def test_a_bend_is_a_turn_at_a_constant_rate():
+    motion = Motion(Road((-50.0, 150.0), Shape(0.0, bend=(20.0, 60.0, 0.9))), 0.0, 1.75, 1, Pace(10.0))
+    rates = [motion.yaw_rate(float(time_s)) for time_s in np.linspace(2.2, 7.8, 9)]
+    np.testing.assert_allclose(rates, 0.9 / 60.0 * 10.0, rtol=1e-6)
+
+
+def test_stop_and_go_stops_and_its_attribute_follows():
+    pace = Pace(3.0, 3.0, 0.7, 0.0)
+    actor = make_actor("car", "", Motion(Road((-90.0, 90.0), Shape(0.0)), 0.0, 1.75, 1, pace), np.random.default_rng(0))
+    times = np.linspace(0.0, 9.0, 181)
+    told = {actor.attribute(float(time_s)) for time_s in times}
+    assert told == {"vehicle.moving", "vehicle.stopped"}
+    assert min(pace.speed_at(time_s) for time_s in times) > -1e-9
+
+
+def test_validation_layouts_differ_from_training():
+    for name in ("swing", "bend", "radius_m", "part_m"):
+        (low_a, high_a), (low_b, high_b) = RANGES["train"][name], RANGES["val"][name]
+        assert high_a <= low_b or high_b <= low_a
+    layouts = {build_world(CONFIG, SceneKey("train", index)).description.split(", ")[1] for index in range(14)}
+    assert len(layouts) >= 5
 
 
 def test_pace_is_the_integral_of_its_speed():

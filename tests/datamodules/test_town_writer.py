@@ -1,13 +1,21 @@
 """Same seed, same bytes: with any number of workers, and after any interruption."""
 
+import errno
 import hashlib
+import multiprocessing
+import os
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from datamodules.town.claim import claimed
 from datamodules.town.presets import PRESETS, TownConfig, town_config
+from datamodules.town.sampling import SceneSampler
+from datamodules.town.world import SceneKey
 from datamodules.town.writer import write_town
 from fusion.commands.synth import parse, run
 
@@ -75,6 +83,66 @@ def test_a_damaged_file_is_made_again(reference, tmp_path):
     assert hashes(root) == hashes(reference)
 
 
+def test_two_writers_on_one_folder(tmp_path):
+    """The second one says so while the first is at work, and goes on once it is gone."""
+    with claimed(tmp_path / "town" / ".town"), pytest.raises(ValueError, match="for this process alone") as error:
+        write_town(tmp_path / "town", SMALL)
+    assert "\n" not in str(error.value)
+    assert sorted(path.name for path in (tmp_path / "town").rglob("*")) == [".town", "lock"]
+
+
+def test_a_full_disk_leaves_nothing_half_written(reference, tmp_path, monkeypatch):
+    """The disk fills up in the middle of the third picture; afterwards the rest is made and all bytes are the same."""
+    root, room = tmp_path / "town", [3]
+    whole = Path.write_bytes
+
+    def cramped(path, content):
+        if path.parent.name == "tmp" and content[:2] == b"\xff\xd8":
+            room[0] -= 1
+            if room[0] < 0:
+                whole(path, content[: len(content) // 2])
+                raise OSError(errno.ENOSPC, "No space left on device")
+        return whole(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", cramped)
+    with pytest.raises(ValueError, match="full disk") as error:
+        write_town(root, SMALL)
+    assert "\n" not in str(error.value)
+    assert not (root / "v1.0-town" / "sample.json").exists()
+    assert not list((root / ".town" / "tmp").iterdir())
+    for path in (root / "samples").rglob("*.jpg"):
+        assert path.read_bytes() == (reference / path.relative_to(root)).read_bytes()
+    monkeypatch.undo()
+    write_town(root, SMALL)
+    assert hashes(root) == hashes(reference)
+
+
+def test_a_killed_worker_ends_in_one_line_and_is_made_good(reference, tmp_path):
+    root, killed = tmp_path / "town", []
+
+    def kill(done, total):
+        children = multiprocessing.active_children()
+        if done == 1 and not killed and children:
+            killed.append(children[0].pid)
+            os.kill(children[0].pid, signal.SIGKILL)
+
+    with pytest.raises(ValueError, match="killed") as error:
+        write_town(root, SMALL, num_workers=2, progress=kill)
+    assert "\n" not in str(error.value)
+    assert not (root / "v1.0-town" / "sample.json").exists()
+    write_town(root, SMALL)
+    assert hashes(root) == hashes(reference)
+
+
+def test_camera_sweeps_are_at_twelve_hertz():
+    config = replace(SMALL, camera_sweeps=2)
+    shots = SceneSampler(config, SceneKey("train", 0)).shots(1)
+    times = [shot.timestamp_us for shot in shots if shot.channel == "CAM_BACK"]
+    np.testing.assert_allclose(np.diff(times), 1e6 / 12, atol=1500)
+    assert [shot.is_key_frame for shot in shots if shot.channel == "CAM_BACK"] == [False, False, True]
+    assert shots[0].filename("log").startswith("sweeps/CAM_FRONT/")
+
+
 def test_another_seed_gives_another_town(reference, tmp_path):
     write_town(tmp_path / "town", replace(SMALL, seed=1, samples_per_scene=1))
     ours, theirs = hashes(tmp_path / "town"), hashes(reference)
@@ -104,7 +172,8 @@ def test_root_holds_something_else(reference, tmp_path):
         ({"image_scale": "nan"}, "finite"),
         ({"lidar_sweeps": "10"}, "at most 9"),
         ({"seed": "1.5"}, "whole number"),
-        ({"day_weight": "0", "night_weight": "0", "fog_weight": "0"}, "above 0"),
+        ({"day_weight": "0", "night_weight": "0", "fog_weight": "0", "rain_weight": "0"}, "above 0"),
+        ({"camera_sweeps": "6"}, "5 camera sweeps"),
         ({"day_weight": "inf"}, "finite"),
         ({"scenes": "4"}, "got 'scenes'"),
     ],
@@ -127,6 +196,7 @@ def test_unknown_preset():
         (["root"], "key=value"),
         (["root=x", "colour=red"], "num_train_scenes"),
         (["root=x", "workers=0"], "workers"),
+        (["root=x", "sheet=perhaps"], "sheet=true"),
         (["root=x", "workers=many"], "workers"),
         (["root=x", "preset=huge"], "preset"),
     ],
@@ -147,3 +217,5 @@ def test_synth_writes_a_town(tmp_path, capsys):
     assert run([f"root={tmp_path / 'town'}", "workers=1", *arguments]) == 0
     assert (tmp_path / "town" / "v1.0-town" / "splits.json").is_file()
     assert "2 samples" in capsys.readouterr().out
+    assert run([f"root={tmp_path / 'town'}", "sheet=true"]) == 0
+    assert "| boxes per frame, mean |" in capsys.readouterr().out

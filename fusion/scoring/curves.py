@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float64, Int32
+from jaxtyping import Float64, Int32, Int64
 
 from fusion.scoring.matching import MatchTable
 from fusion.scoring.metrics import Metrics
@@ -17,6 +17,7 @@ from fusion.scoring.settings import (
     TP_DISTANCE_M,
     TP_ERRORS,
 )
+from fusion.scoring.table import windows
 from sensors.boxes import DETECTION_NAMES
 
 _FIRST = round(100 * MIN_RECALL) + 1
@@ -70,27 +71,57 @@ Curves = dict[tuple[str, float], Curve]
 def curve_of(
     score: Float64[np.ndarray, "n"],
     pair: Int32[np.ndarray, "n"],
-    errors: Float64[np.ndarray, "p 5"],
+    errors: Float64[np.ndarray, "p 5"] | None,
     num_labels: int,
+    upto: Int64[np.ndarray, "n"] | None = None,
 ) -> Curve:
     """The curve of one class's detections, best first.
 
     Args:
         pair: row of each detection's match in ``errors``; -1 for a false positive.
+        errors: None where they are not wanted.
+        upto: how many copies there are of all detections down to each one; None where each is there once. As if every
+            detection were listed so many times in a row.
     """
-    hit = pair >= 0
-    if num_labels == 0 or not hit.any():
+    hits = np.flatnonzero(pair >= 0)
+    hit_place, num = hits, len(pair)
+    if upto is not None and num:
+        before = upto[hits] - np.diff(upto, prepend=0)[hits]
+        own, hit_place = windows(before, upto[hits] - before)
+        hits, num = hits[own], int(upto[-1])
+    if num_labels == 0 or not len(hits):
         return NO_MATCH
-    true = np.cumsum(hit).astype(float)
-    recall, precision = true / float(num_labels), true / np.arange(1.0, len(hit) + 1)
-    confidence = np.interp(RECALLS, recall, score, right=0)
-    # The devkit reads the errors off at the confidences; np.interp wants them ascending.
-    means, at = _running_means(errors[pair[hit]]), score[hit][::-1]
+    place, true = _corners(hit_place, num)
+    at_place = score[place] if upto is None else score[np.searchsorted(upto, place, side="right")]
+    recall, precision = true / float(num_labels), true / (place + 1.0)
+    confidence = np.interp(RECALLS, recall, at_place, right=0)
     return Curve(
         precision=np.interp(RECALLS, recall, precision, right=0),
         confidence=confidence,
-        errors=np.stack([np.interp(confidence[::-1], at, mean[::-1])[::-1] for mean in means.T]),
+        errors=NO_MATCH.errors if errors is None else _errors_at(confidence, score[hits], errors[pair[hits]]),
     )
+
+
+def _errors_at(
+    confidence: Float64[np.ndarray, "101"], score: Float64[np.ndarray, "m"], errors: Float64[np.ndarray, "m 5"]
+) -> Float64[np.ndarray, "5 101"]:
+    """Means of the errors of all matches down to each confidence; ``np.interp`` wants confidences ascending."""
+    means, ascending = _running_means(errors), score[::-1]
+    return np.stack([np.interp(confidence[::-1], ascending, mean[::-1])[::-1] for mean in means.T])
+
+
+def _corners(hits: Int64[np.ndarray, "m"], num: int) -> tuple[Int64[np.ndarray, "c"], Float64[np.ndarray, "c"]]:
+    """Where the recall changes, and the number of hits there: all that interpolation looks at.
+
+    Between two hits the recall stands still while the precision falls; of such a run ``np.interp`` uses the first
+    point, from below, and the last one, from above.
+    """
+    place = np.empty(2 * len(hits), np.int64)
+    place[0::2], place[1::2] = hits, np.append(hits[1:], num) - 1
+    true = np.repeat(np.arange(1.0, len(hits) + 1), 2)
+    if hits[0] == 0:
+        return place, true
+    return np.insert(place, 0, hits[0] - 1), np.insert(true, 0, 0.0)
 
 
 def _running_means(errors: Float64[np.ndarray, "m 5"]) -> Float64[np.ndarray, "m 5"]:
@@ -102,14 +133,20 @@ def _running_means(errors: Float64[np.ndarray, "m 5"]) -> Float64[np.ndarray, "m
     return means
 
 
-def curves_of(matches: MatchTable) -> Curves:
-    """The curves of all classes and distances."""
+def curves_of(matches: MatchTable, copies: Int64[np.ndarray, "n"] | None = None) -> Curves:
+    """The curves of all classes and distances.
+
+    Args:
+        copies: how often each detection counts; with them, errors are kept at TP_DISTANCE_M only, which is all that
+            the scores need.
+    """
     curves = {}
     for label, name in enumerate(DETECTION_NAMES):
-        rows = matches.of_class(label)
+        rows, num_labels = matches.of_class(label), int(matches.num_labels[label])
+        upto = None if copies is None else np.cumsum(copies[rows])
         for distance_m, pair in zip(DISTANCES_M, matches.pair[:, rows], strict=True):
-            num_labels = int(matches.num_labels[label])
-            curves[name, distance_m] = curve_of(matches.score[rows], pair, matches.errors, num_labels)
+            errors = matches.errors if copies is None or distance_m == TP_DISTANCE_M else None
+            curves[name, distance_m] = curve_of(matches.score[rows], pair, errors, num_labels, upto)
     return curves
 
 

@@ -25,7 +25,7 @@ class MatchTable:
     """Detections by class, best first, and what each of them found.
 
     Attributes:
-        row: of each detection in the table that was matched.
+        row: of each detection in the table that it comes from.
         label, sample, score: of each detection.
         pair: at each of DISTANCES_M, row of the detection's match among the P matches below; -1 without one.
         truth: row of each match's label in the table of labels.
@@ -53,60 +53,70 @@ class MatchTable:
         return MatchTable(**parts, pair=self.pair[:, rows], truth=self.truth, errors=self.errors, num_labels=num_labels)
 
 
-def match(detections: BoxTable, labels: BoxTable) -> MatchTable:
-    """Match filtered detections to filtered labels; both in the global frame, labels by sample."""
-    row = np.argsort(detections.boxes.score, kind="stable")[::-1]
-    row = row[np.argsort(detections.boxes.label[row], kind="stable")]
-    ranked = detections.select(row)
-    box, truth, distance_m = candidates(ranked, labels)
+def match(detections: BoxTable, rows: Int64[np.ndarray, "n"], labels: BoxTable) -> MatchTable:
+    """Match some detections to filtered labels; both in the global frame, labels by sample.
+
+    Args:
+        rows: of the detections that count, ascending. Of equal scores the later is the better one, as in the devkit.
+    """
+    boxes = detections.boxes
+    order = np.argsort(boxes.score[rows], kind="stable")[::-1]
+    order = order[np.argsort(boxes.label[rows][order].astype(np.int8), kind="stable")]
+    rank = np.empty(len(rows), np.int64)
+    rank[order] = np.arange(len(rows))
+    found, truth, distance_m = candidates(detections, rows, labels)
+    box = rank[found]
+    by_preference = np.lexsort((truth, distance_m, box))
+    box, truth, distance_m = box[by_preference], truth[by_preference], distance_m[by_preference]
     matched = [np.flatnonzero(distance_m < limit) for limit in DISTANCES_M]
-    matched = [rows[stable_pairs(box[rows], truth[rows], len(labels))] for rows in matched]
+    matched = [near[stable_pairs(box[near], truth[near], len(labels))] for near in matched]
     kept = np.unique(np.concatenate(matched))
-    pair = np.full((len(DISTANCES_M), len(row)), -1, np.int32)
-    for place, rows in zip(pair, matched, strict=True):
-        place[box[rows]] = np.searchsorted(kept, rows)
+    pair = np.full((len(DISTANCES_M), len(rows)), -1, np.int32)
+    for place, pairs in zip(pair, matched, strict=True):
+        place[box[pairs]] = np.searchsorted(kept, pairs)
+    row = rows[order]
+    found_boxes, true_boxes = boxes.select(row[box[kept]]), labels.boxes.select(truth[kept])
     return MatchTable(
         row=row,
-        label=ranked.boxes.label.astype(np.int64),
-        sample=ranked.sample,
-        score=ranked.boxes.score.astype(np.float64),
+        label=boxes.label[row].astype(np.int64),
+        sample=detections.sample[row],
+        score=boxes.score[row].astype(np.float64),
         pair=pair,
         truth=truth[kept],
-        errors=pair_errors(ranked.boxes.select(box[kept]), labels.boxes.select(truth[kept]), distance_m[kept]),
+        errors=pair_errors(found_boxes, true_boxes, distance_m[kept]),
         num_labels=np.bincount(labels.boxes.label, minlength=NUM_CLASSES).astype(np.int64),
     )
 
 
-def candidates(ranked: BoxTable, labels: BoxTable) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def candidates(
+    detections: BoxTable, rows: Int64[np.ndarray, "n"], labels: BoxTable
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pairs of a detection and a label of its sample and class below the greatest distance.
 
     Labels are sorted along x within each sample and class, so that a detection looks only at a window of them.
 
     Returns:
-        Rows of detections, rows of labels, distances in metres: by detection, then near before far, then as the labels
-        stand.
+        Places in ``rows``, rows of labels, distances in metres.
     """
     group = labels.sample * NUM_CLASSES + labels.boxes.label
-    own_group = ranked.sample * NUM_CLASSES + ranked.boxes.label
-    x_m, own_x_m = labels.boxes.center_m[:, 0], ranked.boxes.center_m[:, 0]
-    origin_m = x_m.min(initial=0.0)
-    spread_m = x_m.max(initial=0.0) - origin_m
+    own_group = detections.sample[rows] * NUM_CLASSES + detections.boxes.label[rows]
+    xy_m, own_xy_m = labels.boxes.center_m[:, :2], detections.boxes.center_m[rows, :2]
+    origin_m = xy_m[:, 0].min(initial=np.inf) if len(xy_m) else 0.0
+    spread_m = xy_m[:, 0].max(initial=-np.inf) - origin_m if len(xy_m) else 0.0
+    # One number per box that sorts by group and then along x; groups stand far enough apart to keep windows within.
     step_m = max(_GROUP_STEP_M, 2 * spread_m)
-    order = np.lexsort((x_m, group))
-    key = group[order] * step_m + (x_m[order] - origin_m)
-    # A detection far outside of all labels must not reach the neighbouring group's keys.
-    reach_m = max(DISTANCES_M) + _MARGIN_M + np.spacing(key[-1] if len(key) else 0.0) * 4
-    own_key = own_group * step_m + np.clip(own_x_m - origin_m, -2 * reach_m, spread_m + 2 * reach_m)
+    order = np.lexsort((xy_m[:, 0], group))
+    key = group[order] * step_m + (xy_m[order, 0] - origin_m)
+    reach_m = max(DISTANCES_M) + _MARGIN_M + 4 * np.spacing(key[-1] if len(key) else 0.0)
+    own_key = own_group * step_m + np.clip(own_xy_m[:, 0] - origin_m, -2 * reach_m, spread_m + 2 * reach_m)
     first = np.searchsorted(key, own_key - reach_m)
     count = np.searchsorted(key, own_key + reach_m, side="right") - first
     box, place = windows(first, count)
     truth = order[place]
-    away = ranked.boxes.center_m[box, :2] - labels.boxes.center_m[truth, :2]
+    away = own_xy_m[box] - xy_m[truth]
     distance_m = np.sqrt(away[:, 0] * away[:, 0] + away[:, 1] * away[:, 1])
     near = np.flatnonzero((distance_m < max(DISTANCES_M)) & (group[truth] == own_group[box]))
-    box, truth, distance_m = box[near], truth[near], distance_m[near]
-    order = np.lexsort((truth, distance_m, box))
-    return box[order], truth[order], distance_m[order]
+    return box[near], truth[near], distance_m[near].astype(np.float64)
 
 
 def stable_pairs(box: Int64[np.ndarray, "k"], truth: Int64[np.ndarray, "k"], num_labels: int) -> Int64[np.ndarray, "m"]:

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+from jaxtyping import Int64
+
 from fusion.scoring.curves import Curves, curves_of, metrics_of
 from fusion.scoring.filters import counted
 from fusion.scoring.labels import load_labels
@@ -22,12 +25,14 @@ class Scored:
     Attributes:
         split: labels of the whole split, unfiltered.
         labels: those that count, by sample.
-        detections: those that count, in the order of the submission.
-        matches: what found what.
+        label_row: row of each of them in the unfiltered table.
+        detections: in the order of the submission, unfiltered.
+        matches: what found what, of the detections that count.
     """
 
     split: SplitLabels
     labels: BoxTable
+    label_row: Int64[np.ndarray, "k"]
     detections: BoxTable
     matches: MatchTable
 
@@ -44,9 +49,10 @@ class Scored:
 
 def score_table(detections: BoxTable, split: SplitLabels) -> Scored:
     """Filter and match the detections of a split (global frame)."""
-    labels = split.table.select(counted(split.table, split))
-    detections = detections.select(counted(detections, split))
-    return Scored(split, labels, detections, match(detections, labels))
+    label_row = np.flatnonzero(counted(split.table, split))
+    labels = split.table.select(label_row)
+    rows = np.flatnonzero(counted(detections, split))
+    return Scored(split, labels, label_row, detections, match(detections, rows, labels))
 
 
 class Scorer:

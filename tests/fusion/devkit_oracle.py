@@ -59,6 +59,11 @@ def eval_boxes(table: BoxTable, tokens: tuple[str, ...]):
 
 def official(detections: BoxTable, split: SplitLabels, racks: BoxTable):
     """``DetectionMetrics`` and ``DetectionMetricDataList`` of the devkit, and its counts of boxes after filtering."""
+    return judged(eval_boxes(detections, split.tokens), split, racks)
+
+
+def judged(found, split: SplitLabels, racks: BoxTable):
+    """As ``official``, for detections that are the devkit's ``EvalBoxes`` already."""
     from nuscenes.eval.common.config import config_factory
     from nuscenes.eval.common.loaders import add_center_dist, filter_eval_boxes
     from nuscenes.eval.detection.evaluate import DetectionEval
@@ -66,10 +71,10 @@ def official(detections: BoxTable, split: SplitLabels, racks: BoxTable):
     nusc, judge = FewTables(split, racks), DetectionEval.__new__(DetectionEval)
     judge.cfg, judge.verbose = config_factory("detection_cvpr_2019"), False
     kept = []
-    for table in (detections, split.table):
-        boxes = add_center_dist(nusc, eval_boxes(table, split.tokens))
+    for boxes in (found, eval_boxes(split.table, split.tokens)):
+        add_center_dist(nusc, boxes)
         # The filter raises where there is not one box.
-        kept.append(filter_eval_boxes(nusc, boxes, judge.cfg.class_range) if len(table) else boxes)
+        kept.append(filter_eval_boxes(nusc, boxes, judge.cfg.class_range) if boxes.all else boxes)
     judge.pred_boxes, judge.gt_boxes = kept
     metrics, details = judge.evaluate()
     return metrics, details, tuple(len(boxes.all) for boxes in kept)
@@ -79,7 +84,7 @@ def assert_equal_to_devkit(scored, detections: BoxTable, split: SplitLabels, rac
     """Every number of ``metrics_summary.json`` and ``metrics_details.json``."""
     metrics, details, counts = official(detections, split, racks)
     ours = scored.metrics
-    assert (len(scored.detections), len(scored.labels)) == counts
+    assert (len(scored.matches.row), len(scored.labels)) == counts
     close = {"rtol": 0, "atol": tolerance}
     np.testing.assert_allclose(ours.mean_ap, metrics.mean_ap, **close)
     np.testing.assert_allclose(ours.nds, metrics.nd_score, **close)

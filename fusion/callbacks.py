@@ -10,10 +10,15 @@ from pathlib import Path
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Checkpoint, ProgressBar
+from pytorch_lightning.utilities import rank_zero_warn
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from fusion.routing.diversity import route_diversity
+from fusion.routing.plan import NUM_BRANCHES
+from fusion.routing.unit_parameters import rest_unused
 from fusion.run_directory import write_text
+from sensors.rig import UNITS
 
 
 class LastCheckpoint(Checkpoint):
@@ -124,6 +129,77 @@ class StepTable(pl.Callback):
                     f"expected a finite loss, got {row['loss']} at step {row['step']}: training diverged; lower the "
                     "learning rate, clip gradients (trainer.gradient_clip_val) or train in float32"
                 )
+
+
+class CollapseAlarm(pl.Callback):
+    """``routes.csv``: what the router has been deciding while it learns, and a warning when it looks collapsed.
+
+    Distinct routes, entropy of routes, information of the gates about their input and of the route about the scene's
+    conditions, and each unit's share, over windows of training steps. Looks only; changes nothing.
+
+    Args:
+        every_n_steps: length of a window, in batches of the first rank.
+        least_usage: a unit that runs in a smaller share of the samples counts as dead.
+        least_information: gates that know less of their input, in nats, count as constant.
+    """
+
+    def __init__(
+        self, folder: Path, every_n_steps: int = 100, least_usage: float = 0.02, least_information: float = 1e-3
+    ):
+        self.folder, self.every_n_steps = folder, every_n_steps
+        self.least_usage, self.least_information = least_usage, least_information
+        self._routes: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._conditions: list[frozenset[str]] = []
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._routes, self._conditions = [], []
+        if trainer.is_global_zero:
+            drop_rows_after(self.folder / "routes.csv", trainer.global_step)
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        if not trainer.is_global_zero or pl_module.stage.route != "learned":
+            return
+        self._routes += pl_module.step_routes
+        self._conditions += batch.conditions
+        if len(self._routes) >= self.every_n_steps:
+            self._report(trainer)
+
+    def _report(self, trainer: pl.Trainer) -> None:
+        choice, probs = (torch.cat(columns).cpu() for columns in zip(*self._routes, strict=True))
+        found = route_diversity(choice, probs, self._conditions)
+        self._routes, self._conditions = [], []
+        row = {"step": trainer.global_step, "samples": found.num_samples, "routes": found.num_routes}
+        row |= {"entropy": found.entropy, "condition_information": found.condition_information}
+        row |= {"gate_information": found.gate_information, **dict(zip(UNITS, found.usage, strict=True))}
+        alarms = found.alarms(self.least_usage, self.least_information)
+        append_rows(self.folder / "routes.csv", [row | {"alarms": "; ".join(alarms)}])
+        for alarm in alarms:
+            rank_zero_warn(f"the router may have collapsed by step {trainer.global_step}: {alarm}; see routes.csv")
+
+
+class RestUnusedUnits(pl.Callback):
+    """Units that no row on any rank chose are left alone by the optimiser: no momentum, no weight decay.
+
+    Sparse training in one process has no gradients there anyway; masked execution and DDP may have zeros.
+
+    Attributes:
+        updates: optimiser steps that each group of parameters has had, by its prefix.
+    """
+
+    def __init__(self):
+        self.updates: dict[str, int] = {}
+        self._rows = torch.zeros(len(UNITS), NUM_BRANCHES, dtype=torch.int64)
+
+    def on_before_backward(self, trainer, pl_module, loss) -> None:
+        for choice, _ in getattr(pl_module, "step_routes", ()):
+            self._rows = self._rows.to(choice.device)
+            self._rows += torch.nn.functional.one_hot(choice, NUM_BRANCHES).sum(dim=0)
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
+        several = None if trainer.world_size == 1 else lambda rows: trainer.strategy.reduce(rows, reduce_op="sum")
+        for prefix, rows in rest_unused(pl_module.model, self._rows, several).items():
+            self.updates[prefix] = self.updates.get(prefix, 0) + (rows > 0)
+        self._rows = torch.zeros_like(self._rows)
 
 
 def append_rows(path: Path, rows: list[dict]) -> None:

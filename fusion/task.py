@@ -15,7 +15,9 @@ from fusion.heads.losses import LOSS_WEIGHTS, center_loss
 from fusion.heads.targets import center_targets
 from fusion.model import FusionOutput
 from fusion.optim import OptimizerSettings, learning_rate_factor
+from fusion.routed_steps import paired_step, sandwich_step
 from fusion.routing.budget import budget_loss, route_entropy
+from fusion.routing.objectives import BudgetTerm, mean_over_process_group
 from fusion.routing.plan import BRANCHES, NUM_BRANCHES, RoutingPlan
 from fusion.stages import Curriculum, Stage
 from fusion.validation import QuickPrecision
@@ -23,6 +25,9 @@ from sensors.rig import UNITS
 
 DEFAULT_WEIGHTS = {**LOSS_WEIGHTS, "depth": 0.5, "budget": 10.0, "entropy": 0.0}
 """Weights of all terms. ``budget`` is large since its hinge is a squared share; ``entropy`` is subtracted."""
+
+ROUTE_TERMS = {"paired": "router", "sandwich": "distillation"}
+"""Route of a stage -> the loss term that only such a stage has, of weight 1 unless the configuration says otherwise."""
 
 
 class FusionTask(pl.LightningModule):
@@ -39,12 +44,14 @@ class FusionTask(pl.LightningModule):
         loss_weights: on the terms of DEFAULT_WEIGHTS; those not named keep their default.
         validation_budget: share of the full cost at which the router is validated.
         seed: of all draws of training.
+        budget_term: in place of the squared hinge, such as ``fusion.routing.objectives.LagrangianBudget``.
 
     Attributes:
         run_config: plain data to keep in the checkpoint as its hyper-parameters, such as the run's configuration.
         stage: the one that training is in.
         step_values: scalars of the last training step by name, detached, on the device.
         num_steps: optimiser steps of the whole training.
+        step_routes: choice and branch probabilities of every route that the last training step ran, detached.
     """
 
     def __init__(
@@ -55,16 +62,23 @@ class FusionTask(pl.LightningModule):
         loss_weights: Mapping[str, float] | None = None,
         validation_budget: float = 1.0,
         seed: int = 0,
+        budget_term: BudgetTerm | None = None,
     ):
         super().__init__()
-        unknown = sorted(set(loss_weights or {}) - set(DEFAULT_WEIGHTS))
-        if unknown:
-            raise ValueError(f"expected loss weights among {', '.join(DEFAULT_WEIGHTS)}, got {', '.join(unknown)}")
-        self.model = model
         self.curriculum = Curriculum(stages)
-        self.curriculum.check(model, tuple(DEFAULT_WEIGHTS), model.min_budget)
+        # Terms of stages that this training has: the others would be columns of zeros in every table.
+        routes = {stage.route for stage in self.curriculum.stages}
+        self.route_terms = tuple(term for route, term in ROUTE_TERMS.items() if route in routes)
+        known = {**DEFAULT_WEIGHTS, **dict.fromkeys(self.route_terms, 1.0)}
+        unknown = sorted(set(loss_weights or {}) - set(known))
+        if unknown:
+            raise ValueError(f"expected loss weights among {', '.join(known)}, got {', '.join(unknown)}")
+        self.model = model
+        self.curriculum.check(model, tuple(known), model.min_budget)
         self.optimizer_settings = optimizer or OptimizerSettings()
-        self.loss_weights = {**DEFAULT_WEIGHTS, **(loss_weights or {})}
+        self.loss_weights = {**known, **(loss_weights or {})}
+        self.budget_term = budget_term
+        self.step_routes: list[tuple[Tensor, Tensor]] = []
         self.validation_budget = max(validation_budget, model.min_budget)
         self.seed = seed
         self.stage = self.curriculum.stages[0]
@@ -114,8 +128,9 @@ class FusionTask(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         accumulated = self.trainer.accumulate_grad_batches
         step = self.trainer.global_step * accumulated + batch_idx % accumulated
-        output = self._trained_forward(batch, step)
+        output, route_terms = self._trained_forward(batch, step)
         terms = self.loss_terms(output, batch)
+        terms |= {name: route_terms.get(name, torch.zeros((), device=self.device)) for name in self.route_terms}
         weights = {name: self.loss_weights[name] * self.stage.losses.get(name, 1.0) for name in terms}
         loss = torch.stack([weights[name] * value for name, value in terms.items()]).sum()
         self.step_values = {"loss": loss.detach(), **_detached(terms), **route_values(output)}
@@ -125,16 +140,33 @@ class FusionTask(pl.LightningModule):
             self.log_dict(logged, batch_size=len(batch))
         return loss
 
-    def _trained_forward(self, batch: Batch, step: int) -> FusionOutput:
+    def _trained_forward(self, batch: Batch, step: int) -> tuple[FusionOutput, dict[str, Tensor]]:
+        """The output to take the detection loss from, and the further terms of a stage with several routes."""
         generator = keyed_generator(self.seed, "stage", step, self.global_rank)
         stage, plan, budget = self.stage, None, 1.0
+        if stage.route in ROUTE_TERMS:
+            return self._several_routes(batch, step, generator)
         if stage.route == "learned":
             budget = stage.budget_of(len(batch), self.model.min_budget, generator).to(self.device)
         else:
             plan = self.plan_of(stage, batch, generator)
         self.model.router.set_noise_key(self.seed, step, self.global_rank)
         with keyed_randomness(self.device, self.seed, "forward", step, self.global_rank):
-            return self.model(batch, budget=budget, plan=plan, execution=stage.execution)
+            output = self.model(batch, budget=budget, plan=plan, execution=stage.execution)
+        self.step_routes = [(output.plan.choice, output.plan.probs.detach())]
+        return output, {}
+
+    def _several_routes(
+        self, batch: Batch, step: int, generator: torch.Generator
+    ) -> tuple[FusionOutput, dict[str, Tensor]]:
+        with keyed_randomness(self.device, self.seed, "forward", step, self.global_rank):
+            if self.stage.route == "paired":
+                budget = self.stage.budget_of(len(batch), self.model.min_budget, generator)
+                done = paired_step(self.model, batch, budget, generator, self.loss_weights)
+            else:
+                done = sandwich_step(self.model, batch, generator)
+        self.step_routes = [(choice, output_probs(choice)) for choice in done.choices]
+        return done.output, done.terms
 
     def plan_of(self, stage: Stage, batch: Batch, generator: torch.Generator) -> RoutingPlan:
         """The plan of a stage whose route is not learnt."""
@@ -151,9 +183,15 @@ class FusionTask(pl.LightningModule):
         none = torch.zeros((), device=self.device)
         terms["depth"] = none if output.depth_loss is None else output.depth_loss
         is_learned = self.training and self.stage.route == "learned"
-        terms["budget"] = budget_loss(self._with_usage_of_all_ranks(output.plan)) if is_learned else none
+        terms["budget"] = self._budget_loss(output.plan) if is_learned else none
         terms["entropy"] = -route_entropy(output.plan) if is_learned else none
         return terms
+
+    def _budget_loss(self, plan: RoutingPlan) -> Tensor:
+        if self.budget_term is None:
+            return budget_loss(self._with_usage_of_all_ranks(plan))
+        progress = self.trainer.global_step / max(self.num_steps, 1)
+        return self.budget_term(plan, progress, mean_over_process_group)
 
     def _with_usage_of_all_ranks(self, plan: RoutingPlan) -> RoutingPlan:
         """The plan with its costs shifted so that their mean is that of all ranks.
@@ -169,7 +207,7 @@ class FusionTask(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         plan = None
-        if self.stage.route != "learned":
+        if self.stage.route not in ("learned", "paired"):
             route = self.stage if self.stage.route == "fixed" else replace(self.stage, route="full", lite_share=0.0)
             plan = self.plan_of(route, batch, keyed_generator(self.seed, "validation"))
         output = self.model(batch, budget=self.validation_budget, plan=plan, execution="sparse")
@@ -192,6 +230,11 @@ def route_values(output: FusionOutput) -> dict[str, Tensor]:
         for column in range(1, NUM_BRANCHES):
             values[f"{unit}/{BRANCHES[column]}"] = shares[row, column]
     return values
+
+
+def output_probs(choice: Tensor) -> Tensor:
+    """Branch probabilities of a route that nobody drew: certainty."""
+    return torch.nn.functional.one_hot(choice, NUM_BRANCHES).float()
 
 
 def _detached(terms: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Timer
 from pytorch_lightning.loggers import TensorBoardLogger
 
-from fusion.callbacks import LastCheckpoint, StepTable, TrainingProgress
+from fusion.callbacks import CollapseAlarm, LastCheckpoint, RestUnusedUnits, StepTable, TrainingProgress
 from fusion.checkpoint import AtomicCheckpointIO
 from fusion.ema import WeightAverage
 from fusion.run_directory import RunDirectory
@@ -32,8 +32,8 @@ def build_trainer(
 ) -> pl.Trainer:
     """A Trainer that writes into one run directory.
 
-    ``tensorboard/`` for TensorBoard, ``train.csv`` and ``validation.csv`` for everybody else, ``checkpoints/last.ckpt``
-    to resume from.
+    ``tensorboard/`` for TensorBoard, ``train.csv`` and ``validation.csv`` for everybody else, ``routes.csv`` of what a
+    learning router decides, ``checkpoints/last.ckpt`` to resume from.
 
     Args:
         average_decay: of the weights' running average; None for none.
@@ -59,7 +59,7 @@ def build_trainer(
         "ignore", ".*(LeafSpec|does not have many workers|smaller than the logging interval|is not resumable).*"
     )
     run = RunDirectory(Path(run_dir))
-    chosen = [StepTable(run.path), TrainingProgress(progress_every_s)]
+    chosen = [StepTable(run.path), TrainingProgress(progress_every_s), RestUnusedUnits(), CollapseAlarm(run.path)]
     if average_decay is not None:
         chosen.append(WeightAverage(average_decay))
     if max_minutes is not None:

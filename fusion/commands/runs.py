@@ -81,7 +81,7 @@ def trained_route(config, model):
 
     task = instantiate(config.stages, _partial_=True)(model=model)
     stage = task.curriculum.stages[-1]
-    if stage.route == "learned":
+    if stage.route in ("learned", "paired"):
         return None
     route = replace(stage, route="fixed" if stage.route == "fixed" else "full", lite_share=0.0)
     return lambda batch: task.plan_of(route, batch, keyed_generator("evaluation"))

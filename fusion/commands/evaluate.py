@@ -1,9 +1,13 @@
 """dynfusion evaluate run=RUN [budget=1.0] [split=SPLIT] [allow=[CLASS,...]] [key=value ...]
-dynfusion evaluate submission=FILE data.root=FOLDER data.version=VERSION split=SPLIT
+dynfusion evaluate submission=FILE data.root=FOLDER data.version=VERSION split=SPLIT [out=FILE]
 
 Scores a trained run, or anybody's submission file, with the official nuScenes detection metrics. For a run it writes
 metrics.json and detections/SPLIT.json (nuScenes' submission format) into the run directory. budget is the share of the
 full compute that the router may spend on a sample. Keys of the run's configuration can be set: data.root=...
+
+Both kinds: official=true lets the nuScenes devkit itself compute the scores, which are the same to 1e-9 and take it
+minutes. draws=200 is the number of draws of scenes for the 95 % intervals, 0 for none. out=FILE writes the scores of a
+submission as JSON: by class, distance, condition, visibility and road user, calibration, precision over recall.
 """
 
 from dataclasses import dataclass, field
@@ -19,6 +23,9 @@ class Options:
     budget: float = 1.0
     split: str = ""
     device: str = ""
+    official: bool = False
+    draws: int = 200
+    out: str = ""
     allow: list[str] = field(default_factory=list)
 
 
@@ -29,37 +36,68 @@ def run(arguments: list[str]) -> int:
     options = parse_options(own, Options)
     console = Console()
     if options.submission:
-        metrics = score_submission(options, overrides)
+        metrics, parts = score_submission(options, overrides)
         title = options.submission
     elif options.run:
-        metrics, title = score_run(options, overrides, console), options.run
+        (metrics, parts), title = score_run(options, overrides, console), options.run
     else:
         raise ValueError("expected run=RUN or submission=FILE, got neither; see dynfusion evaluate --help")
-    console.print(metrics_table(metrics, title))
+    console.print(metrics_table(metrics, title, parts))
     return 0
 
 
 def score_submission(options: Options, overrides: list[str]):
-    """Metrics of a submission file against the labels of a data set."""
+    """Metrics of a submission file against the labels of a data set, and the scores of its parts."""
     from fusion.commands.compose import compose
-    from fusion.scoring.devkit import Scorer
-    from fusion.scoring.submission import read_submission
+    from fusion.scoring.metrics import write_metrics
 
     path = Path(options.submission)
     if not path.is_file():
         raise FileNotFoundError(f"expected a submission file, there is none at {path}; give submission=FILE")
     data = compose(overrides).data
-    scorer = Scorer(data.root, data.version, options.split or data.val_split)
-    detections, _ = read_submission(path)
-    return scorer.score(detections)
+    split = options.split or data.val_split
+    scorer = scorer_named(options.official)(data.root, data.version, split)
+    scored = scorer.evaluate_file(path)
+    metrics = scorer.score_file(path) if options.official else scored.metrics
+    parts = scores_of_parts(scored, options.draws)
+    if options.out:
+        where = {"split": split, "version": data.version, "submission": path.name, "official": options.official}
+        write_metrics(Path(options.out), metrics, **where, **parts)
+    return metrics, parts
+
+
+def scorer_named(official: bool):
+    """The class that scores: ours, or the devkit."""
+    if official:
+        from fusion.scoring.devkit import DevkitScorer
+
+        return DevkitScorer
+    from fusion.scoring.scorer import Scorer
+
+    return Scorer
+
+
+def scores_of_parts(scored, num_draws: int) -> dict:
+    """What ``metrics.json`` holds beside the scores: those of parts, and intervals where there are scenes to draw."""
+    from dataclasses import asdict
+
+    from fusion.scoring.bootstrap import bootstrap_intervals
+    from fusion.scoring.breakdown import breakdown
+
+    if num_draws < 0:
+        raise ValueError(f"expected draws=0 (no intervals) or more, got {num_draws}")
+    parts = {"breakdown": breakdown(scored), "intervals": None}
+    if num_draws and len(scored.split.scene_names) > 1:
+        intervals = bootstrap_intervals(scored, num_draws)
+        parts["intervals"] = {name: asdict(interval) for name, interval in intervals.items()}
+    return parts
 
 
 def score_run(options: Options, overrides: list[str], console):
-    """Metrics of a run's newest weights at one budget; writes metrics.json and the detections."""
+    """Metrics of a run's newest weights at one budget, and of parts; writes metrics.json and the detections."""
     from fusion.commands.runs import device_named, open_run
     from fusion.report.gallery import save_report_samples, save_sample_detections
     from fusion.robustness.cells import CLEAN
-    from fusion.scoring.devkit import Scorer
     from fusion.scoring.evaluate import evaluate_model
     from fusion.scoring.metrics import write_metrics
     from fusion.scoring.submission import SubmissionMeta, write_submission
@@ -68,7 +106,7 @@ def score_run(options: Options, overrides: list[str], console):
     split = options.split or opened.config.data.val_split
     device = device_named(options.device)
     loader = opened.data.evaluation_loader(split)
-    scorer = Scorer(opened.config.data.root, opened.config.data.version, split)
+    scorer = scorer_named(options.official)(opened.config.data.root, opened.config.data.version, split)
     with console.status("") as status:
         result = evaluate_model(
             opened.model,
@@ -79,7 +117,9 @@ def score_run(options: Options, overrides: list[str], console):
             progress=lambda done, total: status.update(f"evaluating {split}: batch {done} of {total}"),
         )
         status.update("scoring")
-        metrics = scorer.score(result.detections)
+        scored = scorer.evaluate(result.detections)
+        metrics = scorer.score(result.detections) if options.official else scored.metrics
+        parts = scores_of_parts(scored, options.draws)
         save_sample_detections(opened.directory.path, CLEAN, options.budget, result)
         save_report_samples(opened.directory.path, opened.data.frames(split))
     model = opened.model
@@ -98,20 +138,29 @@ def score_run(options: Options, overrides: list[str], console):
         device=str(device),
         sensor_shares=result.sensor_shares(),
         branch_shares=result.branch_shares(),
+        official=options.official,
+        **parts,
     )
-    return metrics
+    return metrics, parts
 
 
-def metrics_table(metrics, title: str):
-    """Headline scores, then one row per class."""
+def metrics_table(metrics, title: str, parts: dict | None = None):
+    """Headline scores with their intervals, then one row per class."""
     from rich.table import Table
 
     from fusion.scoring.metrics import TP_ERROR_NAMES
 
+    intervals = (parts or {}).get("intervals") or {}
+
+    def within(name: str) -> str:
+        return f" [{intervals[name]['low']:.3f}, {intervals[name]['high']:.3f}]" if name in intervals else ""
+
     errors = "  ".join(f"{short} {metrics.tp_errors[name]:.3f}" for name, short in TP_ERROR_NAMES.items())
-    table = Table(title=title, caption=f"mAP {metrics.mean_ap:.3f}  NDS {metrics.nds:.3f}  {errors}")
+    caption = f"mAP {metrics.mean_ap:.3f}{within('mean_ap')}  NDS {metrics.nds:.3f}{within('nds')}  {errors}"
+    table = Table(title=title, caption=caption.replace("[", "\\["))
     for heading in ("class", "AP", "labels", "detections"):
         table.add_column(heading, justify="left" if heading == "class" else "right")
     for name, ap in metrics.class_ap.items():
-        table.add_row(name, f"{ap:.3f}", str(metrics.num_labels[name]), str(metrics.num_detections[name]))
+        score = f"{ap:.3f}{within(name)}".replace("[", "\\[")
+        table.add_row(name, score, str(metrics.num_labels[name]), str(metrics.num_detections[name]))
     return table

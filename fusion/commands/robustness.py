@@ -45,7 +45,7 @@ def run_suite(options: Options, overrides: list[str], console):
     from fusion.commands.runs import device_named, open_run
     from fusion.report.gallery import save_report_samples
     from fusion.robustness.suite import run_scenarios
-    from fusion.scoring.devkit import Scorer
+    from fusion.scoring.scorer import Scorer
 
     opened = open_run(Path(options.run), overrides, options.allow)
     scenarios = chosen_scenarios(options.suite or opened.config.suite, options.scenarios)

@@ -14,8 +14,8 @@ from fusion.robustness.cells import CLEAN, Cell, append_cell, failed, read_cells
 from fusion.robustness.fingerprint import code_word, dataset_word, joined_word, model_word
 from fusion.robustness.seen import seen_in_training, trained_faults
 from fusion.run_directory import RunDirectory
-from fusion.scoring.devkit import Scorer
 from fusion.scoring.evaluate import EvaluationResult, PlanSource, evaluate_model
+from fusion.scoring.scorer import Scorer
 from sensors.faults.suites import Scenario
 
 Progress = Callable[[str, int, int], None]

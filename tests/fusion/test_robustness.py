@@ -15,8 +15,8 @@ from fusion.robustness.metrics import mean_resilience, resilience
 from fusion.robustness.seen import seen_in_training, trained_faults
 from fusion.robustness.suite import run_scenarios
 from fusion.robustness.table import robustness_table
-from fusion.scoring.devkit import Scorer
 from fusion.scoring.metrics import Metrics
+from fusion.scoring.scorer import Scorer
 from sensors.boxes import DETECTION_NAMES
 from sensors.faults.suites import Scenario, suite_named
 from tests.fusion.remembering_model import RememberingModel, scorable_small_set

@@ -13,6 +13,7 @@ import numpy as np
 from sensors.faults import lidar_fog as fog
 from sensors.faults import lidar_rain as rain
 from sensors.faults import lidar_snow as snow
+from sensors.faults.lidar_echoes import PULSE_M
 
 _MASK = (1 << 64) - 1
 
@@ -98,7 +99,7 @@ def snow_loop(sweep, rate, rng):
                 (at, 0.9 * share * min(max((at - 0.9) / 0.1, 0), 1) / at**2)
                 for (at, _, _), share in zip(flakes, shares, strict=True)
             ]
-            echoes.append((min(r, 120.0), max(value / (255 * r * r), fog.WEAKEST_POWER) * left))
+            echoes.append((r, max(value / (255 * r * r), fog.WEAKEST_POWER) * left))
             peak, power = _strongest_bin(echoes)
             if abs(peak - r) >= 0.2 and power >= fog.WEAKEST_POWER and peak < r:
                 points.append(_moved(sweep, i, max(peak, 0.1) / r, min(255 * power * peak * peak, 255.0)))
@@ -146,11 +147,11 @@ def _strongest_bin(echoes):
     bins = {}
     for at, power in echoes:
         cell = math.ceil(at / 0.1)
-        while cell * 0.1 - at <= snow.PULSE_M:
-            bins[cell] = bins.get(cell, 0.0) + power * math.sin(math.pi * (cell * 0.1 - at) / snow.PULSE_M) ** 2
+        while cell * 0.1 - at <= PULSE_M:
+            bins[cell] = bins.get(cell, 0.0) + power * math.sin(math.pi * (cell * 0.1 - at) / PULSE_M) ** 2
             cell += 1
     best = max(sorted(bins), key=bins.get)
-    return best * 0.1 - snow.PULSE_M / 2, bins[best]
+    return best * 0.1 - PULSE_M / 2, bins[best]
 
 
 def _clear_air(sweep, rng):

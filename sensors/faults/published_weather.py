@@ -13,19 +13,17 @@ from functools import lru_cache
 import numpy as np
 from jaxtyping import Bool, Float
 
-from sensors.faults.lidar_fog import LIGHT_MPS, backscatter_per_sr, overlap_at
-from sensors.faults.lidar_rain import drop_of, drops_per_m3, extinction_per_m, visible_drops
-from sensors.faults.lidar_snow import (
-    END_M,
+from sensors.faults.lidar_echoes import strongest_echo
+from sensors.faults.lidar_flakes import (
     FLAKE_DENSITY,
-    FLAKE_REFLECTIVITY,
-    SAME_PLACE_M,
     flakes_in_beams,
     flakes_per_m2,
     gunn_slope_per_m,
     occupancy_of,
-    strongest_echo,
 )
+from sensors.faults.lidar_fog import LIGHT_MPS, backscatter_per_sr, overlap_at
+from sensors.faults.lidar_rain import drop_of, drops_per_m3, extinction_per_m, visible_drops
+from sensors.faults.lidar_snow import FLAKE_REFLECTIVITY, SAME_PLACE_M
 from sensors.faults.published_ground import noise_threshold, on_ground, wet_intensities
 from sensors.faults.published_lidar import Points
 
@@ -37,6 +35,7 @@ _FOCAL_SLOPE, _FOCAL_OFFSET = 0.75, (1 - 2400 / 13100) ** 2
 _LISA_REACH_M, _LISA_NEAREST_M, _LISA_ACCURACY_M = 120.0, 0.9, 0.09
 _HARD_REFLECTIVITY = 1e-6 / np.pi
 _PULSE_HALF_POWER_S = 20e-9
+_SNOW_END_M = 120.0
 
 
 def multicorrupt_fog(points: Points, alpha: float, beta: float, rng: np.random.Generator) -> Points:
@@ -179,7 +178,7 @@ def _snow(points: Points, rain_rate_mmph: float, occupancy: float, rng: np.rando
     open_share = 1 - np.bincount(flakes.beam, flakes.share, len(points))
     beams, beam = np.unique(flakes.beam, return_inverse=True)
     echo_beam = np.concatenate([beam, np.arange(len(beams))])
-    echo_m = np.concatenate([flakes.distance_m, np.minimum(range_m[beams], END_M)])
+    echo_m = np.concatenate([flakes.distance_m, np.minimum(range_m[beams], _SNOW_END_M)])
     share = np.concatenate([flakes.share, open_share[beams]])
     peak_m, peak = strongest_echo(echo_beam, echo_m, FLAKE_REFLECTIVITY * 255 * share * overlap_at(echo_m) / echo_m**2)
     seen = np.clip(peak + 255 * _FOCAL_SLOPE * np.abs(_FOCAL_OFFSET - (1 - peak_m / 120) ** 2), 0, 255)

@@ -7,6 +7,15 @@ import pytest
 
 from benchmarks.lidar_loops import fog_loop, rain_loop, snow_loop
 from sensors.faults.catalogue import fault_named
+from sensors.faults.lidar_echoes import PULSE_M, strongest_echo
+from sensors.faults.lidar_flakes import (
+    drawn_flakes,
+    flakes_in_beams,
+    flakes_per_m2,
+    gunn_slope_per_m,
+    occupancy_of,
+    visible_shares,
+)
 from sensors.faults.lidar_fog import WEAKEST_POWER, fog_response, range_of
 from sensors.faults.lidar_rain import (
     drops_per_m3,
@@ -15,16 +24,6 @@ from sensors.faults.lidar_rain import (
     poisson_quantile,
     strongest_drop,
     visible_drops,
-)
-from sensors.faults.lidar_snow import (
-    PULSE_M,
-    drawn_flakes,
-    flakes_in_beams,
-    flakes_per_m2,
-    gunn_slope_per_m,
-    occupancy_of,
-    strongest_echo,
-    visible_shares,
 )
 from sensors.faults.protocol import Draws
 from sensors.faults.wet_ground import fresnel_reflectance, ground_plane, left_on_wet_ground, through_water
@@ -161,6 +160,39 @@ def test_a_nearer_flake_hides_a_farther_one():
     beam = np.array([0, 0, 0, 1])
     share = visible_shares(beam, np.array([0.2, 0.0, 0.3, 0.5]), np.array([0.5, 0.4, 0.4, 0.9]))
     assert share == pytest.approx([0.3, 0.2, 0.0, 0.4])
+
+
+def test_intervals_are_seen_as_painting_them_cell_by_cell_says():
+    rng = np.random.default_rng(8)
+    beam = np.sort(rng.integers(0, 40, 300))
+    low, high = np.sort(rng.integers(0, 51, (2, 300)) / 50, axis=0)
+    free = np.ones((40, 50), bool)
+    expected = []
+    for b, first, last in zip(beam, np.rint(50 * low).astype(int), np.rint(50 * high).astype(int), strict=True):
+        expected.append(free[b, first:last].sum() / 50)
+        free[b, first:last] = False
+    assert visible_shares(beam, low, high) == pytest.approx(expected, abs=1e-9)
+
+
+def test_strongest_echo_is_that_of_pulses_summed_bin_by_bin():
+    rng = np.random.default_rng(9)
+    beam = np.concatenate([np.arange(60), np.sort(rng.integers(0, 60, 400))])
+    distance_m, power = rng.uniform(1, 150, 460), 10 ** rng.uniform(-7, 0, 460)
+    distance_m[beam % 2 == 0] /= 10
+    where_m, height = strongest_echo(beam, distance_m, power)
+    bins_m = np.arange(1, 1600) * 0.1
+    after = bins_m - distance_m[:, None]
+    pulses = power[:, None] * np.sin(np.pi * after / PULSE_M) ** 2 * ((after >= 0) & (after <= PULSE_M))
+    summed = np.array([pulses[beam == b].sum(axis=0) for b in range(60)])
+    assert where_m == pytest.approx(bins_m[summed.argmax(axis=1)] - PULSE_M / 2, abs=1e-6)
+    assert height == pytest.approx(summed.max(axis=1), rel=1e-6)
+
+
+def test_a_beam_without_any_power_has_no_echo_and_takes_none_from_its_neighbour():
+    # One flake in the blind zone covers its beam: no power is left, and the next beam's echo must not stand for it.
+    where_m, height = strongest_echo(np.array([0, 0, 1]), np.array([0.2, 18.0, 5.1]), np.array([0.0, 1e-21, 2e-3]))
+    assert height == pytest.approx([0.0, 2e-3], abs=1e-5)
+    assert where_m[1] == pytest.approx(5.1, abs=0.06)
 
 
 def test_overlapping_echoes_add_up_and_apart_the_stronger_wins():

@@ -20,7 +20,7 @@ from fusion.routing.budget import budget_loss, route_entropy
 from fusion.routing.objectives import BudgetTerm, mean_over_process_group
 from fusion.routing.plan import BRANCHES, NUM_BRANCHES, RoutingPlan
 from fusion.stages import Curriculum, Stage
-from fusion.validation import QuickPrecision
+from fusion.validation import DetectionScores, QuickPrecision
 from sensors.rig import UNITS
 
 DEFAULT_WEIGHTS = {**LOSS_WEIGHTS, "depth": 0.5, "budget": 10.0, "entropy": 0.0}
@@ -86,6 +86,7 @@ class FusionTask(pl.LightningModule):
         self.num_steps = 0
         self._prepared_stage: Stage | None = None
         self.precision_at_2m = QuickPrecision()
+        self.detection_scores = DetectionScores()
         self.decode_options = DecodeOptions(min_score=0.1, num_candidates=200, max_boxes=200)
         self.run_config: dict = {}
 
@@ -216,8 +217,16 @@ class FusionTask(pl.LightningModule):
         shared = {"batch_size": len(batch), "sync_dist": True, "on_epoch": True, "on_step": False}
         self.log("val/loss", loss, **shared)
         self.log("val/gflops", route_values(output)["gflops"], **shared)
-        self.precision_at_2m.update(decode(output.head, self.model.head.grid, self.decode_options), batch.boxes)
+        found = decode(output.head, self.model.head.grid, self.decode_options)
+        self.precision_at_2m.update(found, batch.boxes)
         self.log("val/ap_2m", self.precision_at_2m, on_epoch=True, on_step=False, batch_size=len(batch))
+        self.detection_scores.update(found, batch.boxes, batch.tokens)
+
+    def on_validation_epoch_end(self) -> None:
+        """nuScenes' scores of the split; every rank has gathered all of it."""
+        scores = {f"val/{name}": value for name, value in self.detection_scores.compute().items()}
+        self.log_dict(scores, sync_dist=True)
+        self.detection_scores.reset()
 
 
 def route_values(output: FusionOutput) -> dict[str, Tensor]:

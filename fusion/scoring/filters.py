@@ -5,6 +5,7 @@ from jaxtyping import Bool, Float
 
 from fusion.scoring.settings import CLASS_RANGE_M, RACK_CLASSES
 from fusion.scoring.table import BoxTable, RackTable, SplitLabels, windows
+from sensors.boxes import Boxes
 
 
 def counted(table: BoxTable, labels: SplitLabels) -> Bool[np.ndarray, "n"]:
@@ -18,6 +19,11 @@ def counted(table: BoxTable, labels: SplitLabels) -> Bool[np.ndarray, "n"]:
     wheeled = np.flatnonzero(kept & np.isin(table.boxes.label, RACK_CLASSES))
     kept[wheeled[in_racks(table.select(wheeled), labels.racks)]] = False
     return kept
+
+
+def in_range(boxes: Boxes) -> Bool[np.ndarray, "n"]:
+    """Which boxes of an ego frame are within their class's range."""
+    return np.hypot(boxes.center_m[:, 0], boxes.center_m[:, 1]) < CLASS_RANGE_M[boxes.label]
 
 
 def ego_distance_m(table: BoxTable, labels: SplitLabels) -> Float[np.ndarray, "n"]:

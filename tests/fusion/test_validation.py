@@ -1,13 +1,19 @@
-"""The quick validation figure against the devkit's own matching and average precision."""
+"""Scores while training against the devkit's own: the quick figure, and all of it over two ranks."""
 
+import json
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from fusion.validation import QuickPrecision
+from fusion.scoring.metrics import Metrics
+from fusion.scoring.table import joined
+from fusion.validation import DetectionScores, QuickPrecision, _key, _label_table
 from sensors.boxes import DETECTION_NAMES, Boxes
+from tests.fusion.devkit_oracle import no_boxes, official, split_of
 from tests.fusion.random_batch import random_batch
 
 
@@ -92,3 +98,91 @@ def test_nothing_found_or_nothing_there_is_zero():
     assert metric.compute() == 0
     metric.update([Boxes.empty()] * 3, labels)
     assert metric.compute() == 0
+
+
+def official_scores(labels, detections, tokens):
+    """The devkit's, of the same boxes about a vehicle at the origin, samples in the order of their keys."""
+    order = sorted(range(len(tokens)), key=lambda row: _key(tokens[row]))
+    found = joined([detections[row] for row in order], range(len(order)))
+    truth = _label_table(labels)
+    rows = np.concatenate([np.flatnonzero(truth.sample == row) for row in order])
+    truth = truth.select(rows)
+    truth = replace(truth, sample=np.argsort(order)[truth.sample])
+    metrics, _, _ = official(found, split_of(truth, np.zeros((len(tokens), 2)), no_boxes()), no_boxes())
+    return metrics
+
+
+def rounded(labels, detections):
+    """Few different scores, and an unknown velocity."""
+    found = [replace(boxes, score=np.round(boxes.score, 1).astype(np.float32)) for boxes in detections]
+    velocity = labels.velocity_mps.clone()
+    velocity[::5] = torch.nan
+    return replace(labels, velocity_mps=velocity), found
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_all_scores_equal_the_devkit(seed):
+    labels, detections = rounded(*scene(seed))
+    tokens = [f"sample {seed} {row}" for row in range(3)]
+    metric = DetectionScores()
+    metric.update(detections, labels, tokens)
+    expected, ours = official_scores(labels, detections, tokens), metric.metrics()
+    assert ours.mean_ap == pytest.approx(expected.mean_ap, abs=1e-9)
+    assert ours.mean_ap > 0.01
+    assert ours.nds == pytest.approx(expected.nd_score, abs=1e-9)
+    assert ours.tp_errors == pytest.approx(expected.tp_errors, abs=1e-9)
+    values = metric.compute()
+    assert (float(values["map"]), float(values["nds"])) == pytest.approx((ours.mean_ap, ours.nds))
+
+
+def one_sample(labels, row):
+    own = labels.sample == row
+    fields = {name: getattr(labels, name)[own] for name in labels.__dataclass_fields__}
+    return replace(labels, **{**fields, "sample": torch.zeros(int(own.sum()), dtype=int)})
+
+
+def test_a_sample_seen_twice_counts_once():
+    labels, detections = rounded(*scene(2))
+    tokens = ["a", "b", "c"]
+    whole, parts = DetectionScores(), DetectionScores()
+    whole.update(detections, labels, tokens)
+    for row in (2, 0, 1, 0):
+        parts.update([detections[row]], one_sample(labels, row), [tokens[row]])
+    assert parts.metrics() == whole.metrics()
+
+
+def test_scores_of_nothing_are_zero():
+    labels, _ = scene(0)
+    metric = DetectionScores()
+    metric.update([Boxes.empty()] * 3, labels, ["a", "b", "c"])
+    assert metric.metrics().mean_ap == 0
+    assert DetectionScores().metrics().nds == 0
+
+
+def _one_rank(rank: int, folder: str) -> None:
+    """Rank 0 sees samples 0 and 1, rank 1 samples 2 and, to fill up, 0 again."""
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    torch.set_num_threads(1)
+    store = torch.distributed.FileStore(f"{folder}/store", 2)
+    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    labels, detections = rounded(*scene(2))
+    metric = DetectionScores()
+    for row in ((0, 1), (2, 0))[rank]:
+        metric.update([detections[row]], one_sample(labels, row), [("a", "b", "c")[row]])
+    with metric.sync_context(distributed_available=torch.distributed.is_initialized):
+        metrics = metric.metrics()
+    values = {name: float(value) for name, value in metric.compute().items()}
+    Path(folder, f"{rank}.json").write_text(json.dumps([metrics.to_json(), values]))
+    torch.distributed.destroy_process_group()
+
+
+def test_two_ranks_equal_one(tmp_path):
+    # Forked: importing torch twice more takes longer than the test.
+    torch.multiprocessing.start_processes(_one_rank, (str(tmp_path),), nprocs=2, start_method="fork")
+    labels, detections = rounded(*scene(2))
+    whole = DetectionScores()
+    whole.update(detections, labels, ["a", "b", "c"])
+    for rank in (0, 1):
+        metrics, values = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert Metrics.from_json(metrics) == whole.metrics()
+        assert values == {"map": pytest.approx(whole.metrics().mean_ap), "nds": pytest.approx(whole.metrics().nds)}

@@ -93,8 +93,8 @@ RACK = BOX.map(lambda box: (*box[:4], 0.0, *box[5:]))
 
 
 # Without shrinking: the devkit is slow, and few boxes are drawn anyway.
-@settings(max_examples=40, phases=[Phase.explicit, Phase.reuse, Phase.generate])
-@given(st.lists(BOX, max_size=25), st.lists(BOX, max_size=15), st.lists(RACK, max_size=2))
+@settings(max_examples=25, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+@given(st.lists(BOX, max_size=16), st.lists(BOX, max_size=10), st.lists(RACK, max_size=2))
 def test_any_boxes_score_as_by_the_devkit(detections, labels, racks):
     check(
         boxes_of(detections, False),

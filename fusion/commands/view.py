@@ -1,8 +1,14 @@
-"""dynfusion view root=FOLDER [key=value ...]
+"""dynfusion view root=FOLDER [version=VERSION] [split=SPLIT] [sample=TOKEN|index=0] [scene=NAME|NUMBER] [out=view.png]
+dynfusion view root=FOLDER scene=NAME|NUMBER out=FILE.gif|FILE.mp4 [fps=2]
+dynfusion view root=FOLDER scene=NAME|NUMBER map=true [out=map.png]
 dynfusion view gallery [out=gallery] [root=FOLDER version=VERSION] [split=SPLIT] [sample=0] [faults=[NAME,...]]
 dynfusion view faults=NAME [out=FILE]
 
-The first form shows a sample of a data set. `gallery` draws every fault of the catalogue, clean and at levels 1, 3 and
+The first form draws a sample of any data set in nuScenes' format: the six views with the labelled boxes, the same with
+LiDAR and radar points coloured by depth, and the view from above with radar velocity arrows. index counts within the
+scene where one is named, within the split otherwise; without split every scene counts. The second form writes the whole
+scene, two keyframes a second unless fps says otherwise. The third draws the map around the ego's path. missing=absent
+goes on without files that are not there. `gallery` draws every fault of the catalogue, clean and at levels 1, 3 and
 5, as one HTML page with PNGs, on a sample of a small town (written first) or of the data set in root. `faults` plots a
 training schedule of configs/faults: probability and severity of every rule over the progress of training, by sensor.
 """
@@ -15,5 +21,5 @@ def run(arguments: list[str]) -> int:
     elif any(argument.startswith("faults=") for argument in arguments):
         from fusion.commands.view_faults import run as show
     else:
-        from fusion.view.sample import run as show
+        from fusion.commands.view_sample import run as show
     return show(arguments[1:] if arguments[:1] == ["gallery"] else arguments)

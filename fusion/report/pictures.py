@@ -94,7 +94,9 @@ def _draw_views(
         draw_view(axes, frame, channel, detections, None if branches is None else branches.get(channel))
 
 
-def draw_bev(axes: Axes, frame: Frame, detections: Boxes | None, half_m: float, aspect: float = 1.0) -> None:
+def draw_bev(
+    axes: Axes, frame: Frame, detections: Boxes | None, half_m: float, aspect: float = 1.0, with_key: bool = True
+) -> None:
     """LiDAR by height, radar with its velocities, labels and detections; x (forward) up, y (left) to the left."""
     axes.set_facecolor(BACKGROUND)
     axes.set_xlim(-half_m * aspect, half_m * aspect)
@@ -112,7 +114,8 @@ def draw_bev(axes: Axes, frame: Frame, detections: Boxes | None, half_m: float, 
         _draw_footprints(axes, frame.boxes.select(frame.boxes.num_points != 0), is_label=True)
     if detections is not None:
         _draw_footprints(axes, _shown(detections), is_label=False)
-    _draw_key(axes, frame)
+    if with_key:
+        _draw_key(axes, frame)
 
 
 def _draw_lidar(axes: Axes, frame: Frame) -> None:

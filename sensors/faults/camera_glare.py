@@ -24,13 +24,30 @@ def glare(pixels: Pixels, share: float, rng: np.random.Generator) -> Pixels:
 
     It falls with the distance to the power 1.5, near the square of the eye's (Vos, 1984, glare by stray light).
     """
-    away, angle = _from_sun(pixels.shape[:2], sun_place(rng))
-    spikes = 1 + 0.35 * np.cos(_NUM_SPIKES * (angle - rng.uniform(0, np.pi))) ** 8 * np.exp(-away / 0.1)
-    fall = ((_REFERENCE + _CORE) / (away + _CORE)) ** 1.5 * spikes
-    hidden = 1 - (1 - share) ** fall
+    x, y, away = _from_sun(pixels.shape[:2], sun_place(rng))
+    spikes = 1 + 0.35 * _spikes(x, y, away, rng.uniform(0, np.pi)) * cv2.exp(away * np.float32(-1 / 0.1))
+    nearness = (_REFERENCE + _CORE) / (away + np.float32(_CORE))
+    left = cv2.exp(np.float32(np.log1p(-share)) * nearness * cv2.sqrt(nearness) * spikes)
     # The sun itself is white at any level that shows at all.
-    disk = np.clip((_CORE * share**0.3 - away) / (0.3 * _CORE) + 0.5, 0, 1)
-    return blended(pixels, _SUN_RGB, (1 - np.maximum(hidden, disk)).astype(np.float32))
+    disk = np.clip((np.float32(_CORE * share**0.3) - away) / np.float32(0.3 * _CORE) + np.float32(0.5), 0, 1)
+    return blended(pixels, _SUN_RGB, np.minimum(left, 1 - disk))
+
+
+def _spikes(
+    x: Float32[np.ndarray, "1 cw"], y: Float32[np.ndarray, "ch 1"], away: Float32[np.ndarray, "ch cw"], turn_rad: float
+) -> Float32[np.ndarray, "ch cw"]:
+    """cos^8 of six times the angle from ``turn_rad``: a star of twelve rays, by powers of a direction."""
+    direction = np.zeros((*away.shape, 2), np.float32)
+    np.divide(x, away, out=direction[..., 0], where=away > 0)
+    np.divide(y, away, out=direction[..., 1], where=away > 0)
+    cosine, sine = cv2.split(direction)
+    cosine, sine = cosine * cosine - sine * sine, 2 * cosine * sine
+    third = (cosine * (cosine * cosine - 3 * sine * sine), sine * (3 * cosine * cosine - sine * sine))
+    turn = _NUM_SPIKES * turn_rad
+    along = third[0] * np.float32(np.cos(turn)) + third[1] * np.float32(np.sin(turn))
+    for _ in range(3):
+        along *= along
+    return along
 
 
 def lens_flare(pixels: Pixels, strength: float, rng: np.random.Generator) -> Pixels:
@@ -43,10 +60,11 @@ def lens_flare(pixels: Pixels, strength: float, rng: np.random.Generator) -> Pix
         along, radius, brightness = rng.uniform(-1.6, 1.1), 0.012 + 0.07 * rng.random() ** 2, rng.uniform(0.4, 1.0)
         tint = brightness * (0.45 + 0.55 * rng.random(3))
         _add_ghost(layer, -along * sun, radius, tint, ring=k % 3 == 0)
-    away, _ = _from_sun(pixels.shape[:2], 0.5 + sun * [1, width / height])
-    layer += (np.exp(-away / 0.035) * 1.5 + 0.12 * np.exp(-away / 0.3))[..., None] * (_SUN_RGB / 255).astype(np.float32)
+    _, _, away = _from_sun(pixels.shape[:2], 0.5 + sun * [1, width / height])
+    bloom = 1.5 * cv2.exp(away * np.float32(-1 / 0.035)) + np.float32(0.12) * cv2.exp(away * np.float32(-1 / 0.3))
+    layer += cv2.merge([bloom * np.float32(part / 255) for part in _SUN_RGB])
     # Screened, as light adds up to white.
-    layer = np.clip(255 * strength * layer, 0, 255).astype(np.uint8)
+    layer = cv2.convertScaleAbs(layer, alpha=255 * strength)
     layer = cv2.resize(layer, (width, height), interpolation=cv2.INTER_LINEAR)
     return cv2.add(pixels, cv2.multiply(layer, cv2.bitwise_not(pixels), scale=1 / 255))
 
@@ -58,12 +76,12 @@ def _coarse(shape: tuple[int, int]) -> tuple[int, int]:
 
 def _from_sun(
     shape: tuple[int, int], sun: Float[np.ndarray, "2"]
-) -> tuple[Float32[np.ndarray, "ch cw"], Float32[np.ndarray, "ch cw"]]:
-    """Distance from the sun as a share of the width, and the direction, on a coarse raster."""
+) -> tuple[Float32[np.ndarray, "1 cw"], Float32[np.ndarray, "ch 1"], Float32[np.ndarray, "ch cw"]]:
+    """From the sun to the right, down, and along, in shares of the width, on a coarse raster."""
     rows, columns = _coarse(shape)
     x = (np.arange(columns, dtype=np.float32) + 0.5) / columns - np.float32(sun[0])
     y = ((np.arange(rows, dtype=np.float32) + 0.5) / rows - np.float32(sun[1])) * np.float32(shape[0] / shape[1])
-    return np.hypot(x[None], y[:, None]), np.arctan2(y[:, None], x[None])
+    return x[None], y[:, None], cv2.sqrt(np.square(x)[None] + np.square(y)[:, None])
 
 
 def _add_ghost(
@@ -74,13 +92,16 @@ def _add_ghost(
     ring: bool,
 ) -> None:
     """A disk with a soft edge, brighter towards it; or that edge alone. Lengths are shares of the width."""
-    rows, columns = layer.shape[:2]
-    x = (np.arange(columns, dtype=np.float32) + 0.5) / columns - 0.5 - np.float32(at[0])
-    y = (np.arange(rows, dtype=np.float32) + 0.5 - rows / 2) / columns - np.float32(at[1])
-    away = np.hypot(x[None], y[:, None]) / np.float32(radius)
-    inside = np.clip((1 - away) / 0.12 + 0.5, 0, 1)
-    profile = inside * (away**6 if ring else 0.5 + 0.5 * away**2)
-    layer += profile[..., None] * tint.astype(np.float32) * np.float32(0.5)
+    size = np.array(layer.shape[1::-1])
+    middle, reach = (np.asarray(at) + size / (2 * size[0])) * size[0] - 0.5, 1.06 * radius * size[0]
+    first, end = np.clip(np.ceil(middle - reach), 0, size).astype(int), np.clip(middle + reach + 1, 0, size).astype(int)
+    x, y = ((np.arange(*span) - centre) / (radius * size[0]) for *span, centre in zip(first, end, middle, strict=True))
+    squared = (np.square(x)[None] + np.square(y)[:, None]).astype(np.float32)
+    if not squared.size:
+        return
+    inside = np.clip((1 - cv2.sqrt(squared)) / np.float32(0.12) + np.float32(0.5), 0, 1)
+    profile = inside * (squared * squared * squared if ring else 0.5 + 0.5 * squared)
+    layer[first[1] : end[1], first[0] : end[0]] += profile[..., None] * tint.astype(np.float32) * np.float32(0.5)
 
 
 CAMERA_GLARE = SensorFault(

@@ -14,7 +14,7 @@ from sensors.faults.protocol import SensorFault
 _COARSE = (112, 200)
 _DIRT_RGB = np.array([58.0, 48.0, 38.0])
 _COVERS_RGB = np.array([[20, 20, 22], [62, 50, 34], [48, 60, 34], [96, 98, 102], [120, 84, 40]], float)
-_NUM_DROPS, _INVERSION = 600, 3.0
+_NUM_DROPS, _INVERSION, _LEAST_DROP_PX = 600, 3.0, 1e-3
 
 
 def lens_dirt(pixels: Pixels, share: float, rng: np.random.Generator) -> Pixels:
@@ -60,20 +60,23 @@ def lens_drops(pixels: Pixels, share: float, rng: np.random.Generator) -> Pixels
     radius, centres = _drops(share, rng)
     map_x, map_y = np.meshgrid(np.arange(columns, dtype=np.float32), np.arange(rows, dtype=np.float32))
     cover, light = np.zeros((rows, columns), np.float32), np.ones((rows, columns), np.float32)
-    for r, (cx, cy) in zip(radius * columns, centres * [columns, rows], strict=True):
+    # A drop of no size at all has no direction either.
+    shown = radius * columns > _LEAST_DROP_PX
+    for r, (cx, cy) in zip(radius[shown] * columns, centres[shown] * [columns, rows], strict=True):
         reach = int(1.3 * r) + 2
-        part = (slice(max(0, int(cy) - reach), int(cy) + reach), slice(max(0, int(cx) - reach), int(cx) + reach))
-        y, x = np.ogrid[part[0].start : min(part[0].stop, rows), part[1].start : min(part[1].stop, columns)]
-        dx, dy = (x - cx).astype(np.float32), (y - cy).astype(np.float32)
-        away = np.hypot(dx, dy * np.float32(0.9)) / np.float32(r)
-        inside = np.clip((1.1 - away) / 0.4, 0, 1)
-        wins = inside > cover[part]
-        map_x[part] = np.where(wins, cx - _INVERSION * dx, map_x[part])
-        map_y[part] = np.where(wins, cy - _INVERSION * dy, map_y[part])
-        light[part] = np.where(
-            wins, 1 - 0.45 * np.clip(away, 0, 1) ** 3 * (0.4 - 0.6 * dy / np.float32(r)), light[part]
-        )
-        cover[part] = np.maximum(cover[part], inside)
+        top, left = max(0, int(cy) - reach), max(0, int(cx) - reach)
+        part = (slice(top, int(cy) + reach), slice(left, int(cx) + reach))
+        over = cover[part]
+        dx = (np.arange(left, left + over.shape[1], dtype=np.float32) - np.float32(cx)) / np.float32(r)
+        dy = (np.arange(top, top + over.shape[0], dtype=np.float32) - np.float32(cy))[:, None] / np.float32(r)
+        away = cv2.sqrt(dx * dx + np.float32(0.81) * dy * dy)
+        inside = np.minimum((np.float32(1.1) - away) * np.float32(1 / 0.4), 1)
+        wins = inside > over
+        np.copyto(map_x[part], np.float32(cx) - np.float32(_INVERSION * r) * dx, where=wins)
+        np.copyto(map_y[part], np.float32(cy) - np.float32(_INVERSION * r) * dy, where=wins)
+        rim = np.minimum(away, 1)
+        np.copyto(light[part], 1 - rim * rim * rim * (np.float32(0.18) - np.float32(0.27) * dy), where=wins)
+        np.copyto(over, inside, where=wins)
     scene = cv2.blur(small, (2 * (columns // 60) + 1,) * 2)
     lensed = cv2.remap(scene, map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
     lensed = np.clip(cv2.blur(lensed, (3, 3)) * light[..., None], 0, 255).astype(np.uint8)

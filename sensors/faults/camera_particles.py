@@ -50,20 +50,21 @@ def rain_drops(rate_mm_h: float, rng: np.random.Generator) -> Particles:
     per_m3 = 8000 / steepest * np.exp(-steepest * _SMALLEST_DROP_MM)
     num = int(per_m3 * _FARTHEST_M**3 / 3 / _FOCAL**2 * 0.5625)
     wind = np.deg2rad(rng.uniform(-15, 15))
-    kept_if, size, depth, x, y, slant = rng.random((6, num), dtype=np.float32).astype(float)
-    diameter_mm = _SMALLEST_DROP_MM - np.log(1 - size) / steepest
-    depth_m = np.maximum(_FARTHEST_M * np.cbrt(depth), _NEAREST_M)
-    rate = min(rate_mm_h, _HIGHEST_RATE_MM_H)
-    kept = kept_if < np.exp(-(_marshall_palmer_slope(rate) - steepest) * diameter_mm)
-    width = diameter_mm / 1000 * _FOCAL / depth_m
-    kept &= width > 0.5 / 1600
+    draws = rng.random((6, num), dtype=np.float32)
+    diameter_mm = _SMALLEST_DROP_MM - np.log1p(-draws[1]) / np.float32(steepest)
+    fewer = np.float32(_marshall_palmer_slope(min(rate_mm_h, _HIGHEST_RATE_MM_H)) - steepest)
+    kept = np.flatnonzero(draws[0] < np.exp(-fewer * diameter_mm))
+    depth_m = np.maximum(_FARTHEST_M * np.cbrt(draws[2, kept]), _NEAREST_M)
+    kept, depth_m = (values[diameter_mm[kept] / 1000 * _FOCAL / depth_m > 0.5 / 1600] for values in (kept, depth_m))
+    x, y, slant = draws[3:, kept].astype(float)
+    diameter_mm, depth_m = diameter_mm[kept].astype(float), depth_m.astype(float)
     speed_mps = 9.65 - 10.3 * np.exp(-0.6 * diameter_mm)
     angle = wind + np.deg2rad(6) * (slant - 0.5)
     travel = speed_mps * EXPOSURE_S
     path = (travel * _FOCAL / depth_m)[:, None] * np.stack([np.sin(angle), np.cos(angle)], axis=1)
     opacity = np.minimum(_DROP_HIGHLIGHT * diameter_mm / 1000 / travel, 0.6)
     middle = np.stack([x - 0.5, 0.6 * (y - 0.5)], axis=1)
-    return Particles(middle[kept], path[kept], width[kept], opacity[kept], (depth_m < 0.8)[kept].astype(float))
+    return Particles(middle, path, diameter_mm / 1000 * _FOCAL / depth_m, opacity, (depth_m < 0.8).astype(float))
 
 
 def _marshall_palmer_slope(rate_mm_h: float) -> float:
@@ -120,8 +121,9 @@ def _traces(shape: tuple[int, int], particles: Particles, rows: np.ndarray) -> U
     thickness = np.maximum(np.rint(across), 1).astype(int)
     step = np.ceil(opacity * _ALPHA_STEPS).astype(int)
     ends = np.rint(16 * np.stack([middle - half_path, middle + half_path], axis=1)).astype(np.int32)
-    for group in np.unique(np.stack([step, thickness], axis=1), axis=0):
-        chosen = (step == group[0]) & (thickness == group[1])
+    kind = step * (1 + thickness.max(initial=0)) + thickness
+    for group in np.unique(kind):
+        chosen = np.flatnonzero(kind == group)
         value = int(round(255 * opacity[chosen].mean()))
-        cv2.polylines(layer, list(ends[chosen]), False, value, int(group[1]), cv2.LINE_AA, 4)
+        cv2.polylines(layer, list(ends[chosen]), False, value, int(thickness[chosen[0]]), cv2.LINE_AA, 4)
     return layer

@@ -49,7 +49,7 @@ def _glare(sweep: LidarSweep, level: float, rng: np.random.Generator, frame: Fra
     """A low sun: the points that look nearest to it scatter along their rays by 2 m, fewer towards the rim."""
     azimuth, elevation = rng.uniform(0, 2 * np.pi), rng.uniform(0, np.deg2rad(15))
     sun = np.array([np.cos(azimuth) * np.cos(elevation), np.sin(azimuth) * np.cos(elevation), np.sin(elevation)])
-    off_rad = np.arccos(np.clip(sweep.xyz_m @ sun / _range_m(sweep), -1, 1))
+    off_rad = np.arccos(np.clip(sweep.xyz_m @ sun.astype(np.float32) / _range_m(sweep), -1, 1))
     exposure = off_rad + _SUN_RADIUS_RAD * rng.exponential(0.3, len(sweep))
     noise_m = _GLARE_SIGMA_M * rng.standard_normal(len(sweep))
     return _farther(sweep, np.where(_smallest(exposure, level), noise_m, 0.0))
@@ -57,7 +57,8 @@ def _glare(sweep: LidarSweep, level: float, rng: np.random.Generator, frame: Fra
 
 def _smallest(values: Float[np.ndarray, "n"], share: float) -> Bool[np.ndarray, "n"]:
     chosen = np.zeros(len(values), bool)
-    chosen[np.argsort(values, kind="stable")[: int(np.ceil(share * len(values)))]] = True
+    count = int(np.ceil(share * len(values)))
+    chosen[np.argpartition(values, count - 1)[:count] if count else []] = True
     return chosen
 
 
@@ -96,14 +97,18 @@ def _motion_compensation(sweep: LidarSweep, level: float, rng: np.random.Generat
 
 
 def _range_m(sweep: LidarSweep) -> Float[np.ndarray, "n"]:
-    return np.maximum(np.linalg.norm(sweep.xyz_m, axis=1), 1e-3)
+    x, y, z = sweep.xyz_m.T
+    return np.maximum(np.sqrt(x * x + y * y + z * z), np.float32(1e-3))
 
 
 def _farther(sweep: LidarSweep, added_m: Float[np.ndarray, "n"]) -> LidarSweep:
     """Points moved along their rays, never through the sensor."""
-    range_m = _range_m(sweep)
-    stretch = np.maximum(range_m + added_m, 0.0) / range_m
-    return _at(sweep, np.where((added_m == 0)[:, None], sweep.xyz_m, sweep.xyz_m * stretch[:, None]))
+    moved = np.flatnonzero(added_m)
+    range_m = _range_m(sweep)[moved]
+    stretch = np.maximum(range_m + added_m[moved].astype(range_m.dtype), 0) / range_m
+    xyz_m = sweep.xyz_m.copy()
+    xyz_m[moved] *= stretch[:, None]
+    return _at(sweep, xyz_m)
 
 
 def _at(sweep: LidarSweep, xyz_m: Float[np.ndarray, "n 3"]) -> LidarSweep:

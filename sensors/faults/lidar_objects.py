@@ -5,7 +5,6 @@ from jaxtyping import Bool
 
 from sensors.boxes import DETECTION_NAMES
 from sensors.faults.protocol import SensorFault
-from sensors.faults.published_objects import inside_of
 from sensors.frame import Frame
 from sensors.lidar import LidarSweep
 
@@ -35,15 +34,24 @@ def _inside_boxes(sweep: LidarSweep, frame: Frame, fault: str) -> Bool[np.ndarra
         raise ValueError(
             f"expected labels in sample {frame.token} for {fault}, got none (a test split); leave the fault out"
         )
-    velocity = np.nan_to_num(frame.boxes.velocity_mps)
-    xyz_m = sweep.to_ego()
-    inside = np.zeros((len(frame.boxes), len(sweep)), bool)
-    for i in range(len(frame.boxes)):
-        box = frame.boxes.select(np.array([i]))
-        center = box.center_m[0].astype(np.float64).copy()
-        center[:2] -= velocity[i] * sweep.lag_s
-        near = np.flatnonzero(np.abs(xyz_m - center).max(axis=1) <= np.linalg.norm(box.size_lwh_m) / 2)
-        inside[i, near] = inside_of(xyz_m[near] - (center - box.center_m[0]).astype(xyz_m.dtype), box)[0]
+    boxes, xyz_m = frame.boxes, sweep.to_ego()
+    center_m = boxes.center_m.astype(np.float64)
+    center_m[:, :2] -= np.nan_to_num(boxes.velocity_mps) * sweep.lag_s
+    reach_m = np.linalg.norm(boxes.size_lwh_m, axis=1) / 2
+    # In the order of x, what may lie in a box is a run.
+    order = np.argsort(xyz_m[:, 0])
+    ordered = xyz_m[order]
+    first = np.searchsorted(ordered[:, 0], center_m[:, 0] - reach_m)
+    end = np.searchsorted(ordered[:, 0], center_m[:, 0] + reach_m, side="right")
+    inside = np.zeros((len(boxes), len(sweep)), bool)
+    cosine, sine, half_m = np.cos(boxes.yaw_rad), np.sin(boxes.yaw_rad), boxes.size_lwh_m / 2
+    for i in range(len(boxes)):
+        run = ordered[first[i] : end[i]]
+        near = np.flatnonzero(np.abs(run[:, 1] - center_m[i, 1]) <= reach_m[i])
+        x, y, z = (run[near] - center_m[i]).T
+        ahead, beside = x * cosine[i] + y * sine[i], y * cosine[i] - x * sine[i]
+        hit = (np.abs(ahead) <= half_m[i, 0]) & (np.abs(beside) <= half_m[i, 1]) & (np.abs(z) <= half_m[i, 2])
+        inside[i, order[first[i] + near[hit]]] = True
     return inside
 
 

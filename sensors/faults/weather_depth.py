@@ -68,8 +68,8 @@ def coarse_depth_m(image: CameraImage, lidar: tuple[LidarSweep, ...]) -> Float32
     depth = np.minimum(max(float(image.ego_from_camera.translation_m[2]), 0.5) / down, SKY_M).astype(np.float32)
     if not lidar or not len(lidar[0]):
         return depth
-    xyz_m = image.ego_from_camera.inverse().points(lidar[0].to_ego())
-    xyz_m = xyz_m[xyz_m[:, 2] > 0.5]
+    xyz_m = (image.ego_from_camera.inverse() @ lidar[0].ego_from_lidar).points(lidar[0].xyz_m)
+    xyz_m = xyz_m[np.flatnonzero(xyz_m[:, 2] > 0.5)]
     pixel, _ = project(xyz_m, image.image_from_camera)
     ix, iy = np.floor((pixel + 0.5) * (columns / width)).astype(np.int64).T
     seen = (ix >= 0) & (ix < columns) & (iy >= 0) & (iy < rows)

@@ -15,7 +15,7 @@ PAVEMENT_DEPTH_MM = 1.2
 AIR_INDEX, WATER_INDEX = 1.0003, 1.33
 _DIFFUSE_FULL_SCALE = 100.0
 _GROUND_BAND_M, _PLANE_BAND_M, _PLANE_RADIUS_M = 0.3, 0.6, 40.0
-_FEWEST_FOR_PLANE = 100
+_FEWEST_FOR_PLANE, _ENOUGH_FOR_PLANE = 100, 3000
 
 
 def wet_ground(sweep: LidarSweep, level: float, rng: np.random.Generator, frame: Frame) -> LidarSweep:
@@ -81,7 +81,8 @@ def incidence_on_ground(
 def ground_plane(xyz_m: Float[np.ndarray, "n 3"]) -> tuple[float, float, float]:
     """z = a x + b y + c in the ego frame: least squares near z = 0, trimmed twice; flat where too few are there."""
     near = (np.abs(xyz_m[:, 2]) < _PLANE_BAND_M) & (np.square(xyz_m[:, :2]).sum(axis=1) < _PLANE_RADIUS_M**2)
-    points = xyz_m[near]
+    # Every few of them: an odd step, so that it meets all beams in turn.
+    points = xyz_m[np.flatnonzero(near)[:: near.sum() // _ENOUGH_FOR_PLANE | 1]]
     if len(points) < _FEWEST_FOR_PLANE:
         return 0.0, 0.0, 0.0
     plane = np.zeros(3)

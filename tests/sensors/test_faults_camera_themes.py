@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from sensors.faults.camera import CAMERA_FAULTS
 from sensors.faults.camera_blur import zoom_blur
 from sensors.faults.camera_glare import glare, lens_flare
+from sensors.faults.camera_lens import lens_drops
 from sensors.faults.camera_light import black_body_gains
 from sensors.faults.camera_particles import rain_drops, snow_flakes
 from sensors.faults.camera_sky import camera_rain, camera_snow, flat_depth_m, rain_extinction, road_share, wet_road
@@ -331,3 +332,11 @@ def test_flat_ground_depth_and_wet_road():
     mirror = 0.02 + 0.98 * (1 - sine) ** 5
     assert wet[-3].mean() == pytest.approx(mirror * 230 + (1 - mirror) * 90 * 0.55 ** (1 / 2.2), abs=2)
     assert wet[130].mean() > 120
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("share", [5e-324, 1e-200, 1e-12, 1e-6])
+def test_drops_of_hardly_any_size_leave_the_picture(share):
+    # A radius of zero has no direction: its NaN used to reach the picture.
+    pixels = np.full((45, 80, 3), 120, np.uint8)
+    assert np.array_equal(lens_drops(pixels, share, np.random.default_rng(0)), pixels)

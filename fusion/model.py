@@ -1,6 +1,7 @@
 """The only place where router, units, merge, trunk and head meet."""
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float
@@ -13,11 +14,16 @@ from fusion.routing.costs import ALWAYS, Prices
 from fusion.routing.dispatch import Dispatch, run_points, run_views
 from fusion.routing.plan import FULL, LITE, ExecutionTrace, RoutingPlan, fixed_plan
 from fusion.routing.router import Router, glance_of
+from fusion.trunk.exits import EarlyExits
+from fusion.trunk.exits_rows import ExitRun
 from fusion.trunk.merge import SensorBev
 from fusion.trunk.trunk import BevTrunk
 from fusion.units import PointBranches, ViewBranches
 from sensors.grid import BevGrid
-from sensors.rig import NUM_CAMERAS
+from sensors.rig import NUM_CAMERAS, UNITS
+
+SENSORS = {"camera": UNITS[:NUM_CAMERAS], "lidar": ("LIDAR",), "radar": ("RADAR",)}
+"""Sensor -> its units."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,12 +35,14 @@ class FusionOutput:
         plan: what was decided.
         trace: what really ran.
         depth_loss: mean over the computed views; None without targets or without views.
+        exits: where each sample left, and in training the answers of all exits; None without early exits.
     """
 
     head: HeadOutput
     plan: RoutingPlan
     trace: ExecutionTrace
     depth_loss: Float[Tensor, ""] | None
+    exits: ExitRun | None = None
 
 
 class FusionModel(nn.Module):
@@ -48,9 +56,10 @@ class FusionModel(nn.Module):
         trunk: over the merged BEV.
         head: over the trunk's output.
         router: decides where no plan is given.
+        exits: early exits in the trunk; None for none.
 
     Raises:
-        ValueError: no sensor at all, or parts that lie on different grids.
+        ValueError: no sensor at all, parts that lie on different grids, or exits that do not fit.
     """
 
     def __init__(
@@ -62,11 +71,15 @@ class FusionModel(nn.Module):
         trunk: BevTrunk,
         head: CenterHead,
         router: Router,
+        exits: EarlyExits | None = None,
     ):
         super().__init__()
         self.cameras, self.lidar, self.radar = cameras, lidar, radar
-        self.merge, self.trunk, self.head, self.router = merge, trunk, head, router
+        self.merge, self.trunk, self.head, self.router, self.exits = merge, trunk, head, router, exits
         self._check_grids()
+        if exits is not None:
+            self._check_groups(exits)
+            exits.attach(trunk, head, merge.channels, merge.grid.shape)
         self.routes = RouteTable(self._priced(), router.floor)
         router.open_by_price(self.routes.prices.shares())
         exists = self.routes.prices.exists()
@@ -92,20 +105,53 @@ class FusionModel(nn.Module):
         plan = plan if decided else self.router(glance_of(batch, available), self.routes, budget)
         dispatch = Dispatch.of(plan, available, self.routes.prices.exists(), execution)
 
+        own = {"router"} if decided else set()
+        if self.exits is not None:
+            output, depth_loss, run = self._run_with_exits(batch, dispatch)
+            self._record_always(dispatch.trace, without={*own, "merge", "trunk", "head", "exits"})
+            return FusionOutput(output, plan, dispatch.trace, depth_loss, run)
+
         parts, depth_loss = self._run_units(batch, dispatch)  # {sensor: b c ny nx}
         merged = self.merge(parts, len(batch))  # b c ny nx
         output = self.head(self.trunk(merged))  # b d my mx
 
-        self._record_always(dispatch.trace, without={"router"} if decided else set())
+        self._record_always(dispatch.trace, without=own)
         return FusionOutput(output, plan, dispatch.trace, depth_loss)
 
-    def _run_units(self, batch: Batch, dispatch: Dispatch) -> tuple[dict[str, SensorBev], Tensor | None]:
+    def _run_with_exits(self, batch: Batch, dispatch: Dispatch) -> tuple[HeadOutput, Float[Tensor, ""] | None, ExitRun]:
+        """As without, but samples may leave: before the other sensors run, and after each stage of the trunk."""
+        exits, first = self.exits, self.exits.first_group
+        walk = exits.start(dispatch.trace, dispatch.plan.choice.device, dispatch.is_masked)
+        parts: dict[str, SensorBev] = {}
+        depth_loss = None
+        if first:
+            parts, depth_loss = self._run_units(batch, dispatch, first)
+            merged = self.merge(parts, len(batch))
+            walk.record("merge", self.prices().always["merge"])
+            present = [part.present for part in parts.values()]
+            seen = torch.stack(present).any(dim=0) if present else torch.zeros_like(walk.rows, dtype=torch.bool)
+            if exits.after_group(merged, seen, walk) is not None:
+                dispatch = _only(dispatch, walk.rows)
+        others, camera_loss = self._run_units(batch, dispatch, [name for name in SENSORS if name not in first])
+        parts = {**parts, **others}
+        merged = torch.empty(0, self.merge.channels, *self.merge.grid.shape)
+        if len(walk.rows) < len(batch):
+            parts = {name: part.select(walk.rows) for name, part in parts.items()}
+        if len(walk.rows):
+            merged = self.merge(parts, len(walk.rows))
+            walk.record("merge", self.prices().always["merge"])
+        output, run = exits(merged, self.trunk, self.head, walk)
+        return output, depth_loss if camera_loss is None else camera_loss, run
+
+    def _run_units(
+        self, batch: Batch, dispatch: Dispatch, only: Collection[str] = tuple(SENSORS)
+    ) -> tuple[dict[str, SensorBev], Tensor | None]:
         parts, depth_loss = {}, None
-        if self.cameras is not None and batch.camera is not None:
+        if "camera" in only and self.cameras is not None and batch.camera is not None:
             parts["camera"], depth_loss = run_views(self.cameras, batch.camera, dispatch)
-        if self.lidar is not None and batch.lidar is not None:
+        if "lidar" in only and self.lidar is not None and batch.lidar is not None:
             parts["lidar"] = run_points("LIDAR", self.lidar, batch.lidar, dispatch)
-        if self.radar is not None and batch.radar is not None:
+        if "radar" in only and self.radar is not None and batch.radar is not None:
             parts["radar"] = run_points("RADAR", self.radar, batch.radar, dispatch)
         return {name: part for name, part in parts.items() if part is not None}, depth_loss
 
@@ -153,14 +199,34 @@ class FusionModel(nn.Module):
             "trunk": self.trunk.gflops(self.merge.grid.shape),
             "head": self.head.gflops(),
         }
+        if self.exits is not None:
+            # The most that a sample can cost: it passes every early head and still goes all the way.
+            always["exits"] = self.exits.gflops()
+            always["head"] = self.exits.last_gflops["head"]
+            if self.exits.first_group:
+                always["exits"] += always["merge"]
         search = RouteTable(Prices(always, units)).gflops
         return Prices({**always, "router": always["router"] + search}, units)
 
     def _record_always(self, trace: ExecutionTrace, without: set[str]) -> None:
         everybody = tuple(range(trace.num_samples))
+        saved = getattr(self.trunk, "saved_gflops", lambda: None)()
         for name, gflops in self.prices().always.items():
-            if name not in without:
+            if name == "trunk" and name not in without and saved is not None:
+                for row in everybody:
+                    trace.add(ALWAYS, name, (row,), gflops - saved[row])
+            elif name not in without:
                 trace.add(ALWAYS, name, everybody, gflops)
+
+    def _check_groups(self, exits: EarlyExits) -> None:
+        have = [
+            name for name, part in zip(SENSORS, (self.cameras, self.lidar, self.radar), strict=True) if part is not None
+        ]
+        first = exits.first_group
+        if not set(first) <= set(have) or (first and len(set(first)) >= len(have)):
+            raise ValueError(
+                f"expected first_group to be some, not all, of the model's sensors {have}, got {list(first)}; change it"
+            )
 
     def _check_grids(self) -> None:
         merged = self.merge.grid
@@ -174,6 +240,12 @@ class FusionModel(nn.Module):
                 raise ValueError(
                     f"expected the {name} to give BEVs on the grid of the merge, {merged}, got {grid}; change one"
                 )
+
+
+def _only(dispatch: Dispatch, rows: Tensor) -> Dispatch:
+    """Without the samples that have left."""
+    stays = torch.zeros(len(dispatch.runs), dtype=torch.bool).index_fill(0, rows.cpu(), True)[:, None, None]
+    return replace(dispatch, runs=dispatch.runs & stays, chosen=dispatch.chosen & stays)
 
 
 def _same(one: BevGrid, other: BevGrid) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from fusion.ops.blocks import conv_norm_relu, group_norm
@@ -32,6 +32,12 @@ class SensorBev:
         """Cells in which this modality has a say; the last two dimensions are 1 where it covers everything."""
         present = self.present[:, None, None, None]
         return present if self.covered is None else present & self.covered[:, None]
+
+    def select(self, rows: Int64[Tensor, "r"]) -> "SensorBev":
+        """Some of the samples."""
+        covered = None if self.covered is None else self.covered.index_select(0, rows)
+        chosen = (values.index_select(0, rows) for values in (self.bev, self.present, self.weight))
+        return SensorBev(*chosen, covered)
 
 
 class Merge(nn.Module):

@@ -19,6 +19,7 @@ class BevTrunk(nn.Module):
         out_channels: of the output.
         out_stride: cells of the input per cell of the output; must be the resolution of one of the stages.
         upsample: 2 makes the output twice as fine again (a learned 2x2 transposed convolution), 1 leaves it.
+        tokens: a ``KeepTokens`` or ``KeepWindows`` over the last stage's map; None for none.
     """
 
     def __init__(
@@ -30,6 +31,7 @@ class BevTrunk(nn.Module):
         out_channels: int = 64,
         out_stride: int = 1,
         upsample: int = 1,
+        tokens: nn.Module | None = None,
     ):
         super().__init__()
         equally_long(widths=widths, depths=depths, strides=strides)
@@ -40,6 +42,11 @@ class BevTrunk(nn.Module):
         self.out_stride, self.upsample = out_stride, upsample
         inputs = (in_channels, *widths[:-1])
         self.stages = nn.ModuleList(map(conv_stage, inputs, widths, depths, strides))
+        if tokens is not None:
+            if tokens.channels != widths[-1]:
+                raise ValueError(f"expected tokens of the last stage's {widths[-1]} channels, got {tokens.channels}")
+            self.stages[-1] = nn.Sequential(self.stages[-1], tokens)
+        self.stride, self.has_tokens = cumulative[-1], tokens is not None
         self.first_level = len(cumulative) - 1 - cumulative[::-1].index(out_stride)
         self.factors = [int(stride) for stride in strides]
         self.laterals = nn.ModuleList(nn.Conv2d(width, out_channels, 1) for width in widths[self.first_level :])
@@ -63,7 +70,17 @@ class BevTrunk(nn.Module):
 
     def gflops(self, shape: tuple[int, int]) -> float:
         """Forward GFLOPs of one sample on a BEV of ``shape`` (rows, columns)."""
-        return counted_gflops(self, (1, self.in_channels, *shape))
+        return counted_gflops(self, (1, self.in_channels, *shape)) + self._token_gflops(shape)
+
+    def saved_gflops(self) -> list[float] | None:
+        """What each sample of the last pass saved of ``gflops`` by tokens that took no part; None without tokens."""
+        saves = self.has_tokens and hasattr(self.stages[-1][1], "saved_gflops")
+        return self.stages[-1][1].saved_gflops() if saves else None
+
+    def _token_gflops(self, shape: tuple[int, int]) -> float:
+        if not self.has_tokens:
+            return 0.0
+        return self.stages[-1][1].price(tuple(math.ceil(side / self.stride) for side in shape))
 
 
 def _finer(channels: int, factor: int) -> nn.Sequential:

@@ -1,0 +1,172 @@
+"""Fewer tokens in a ViT, by layers that learn which: DynamicViT's predictors and A-ViT's halting."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from fusion.encoders.vit_tokens import Blocks, Dense
+from fusion.trunk.tokens_blocks import (
+    block_gflops,
+    gathered,
+    masked_block,
+    ragged_block,
+    scattered,
+    straight_through,
+)
+
+
+class DynamicVit(nn.Module):
+    """Predictors drop patches at some blocks (DynamicViT, Rao et al., NeurIPS 2021).
+
+    In training all tokens stay, masked, with noise; at evaluation the best are gathered, as many of each picture.
+
+    Args:
+        dim: of the ViT.
+        at: blocks before which patches are dropped.
+        keep: share of the remaining patches that stays each time; 1 is the dense ViT.
+
+    Attributes:
+        last_shares: mean of the kept shares over the last training batch, one per predictor, with gradients.
+    """
+
+    def __init__(self, dim: int, at: Sequence[int] = (3, 6, 9), keep: float | int = 0.7):
+        super().__init__()
+        if not 0 < keep <= 1:
+            raise ValueError(f"expected keep in (0, 1], got {keep}")
+        self.at, self.keep = tuple(at), keep
+        self.local = nn.ModuleList(nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.GELU()) for _ in self.at)
+        self.score = nn.ModuleList(
+            nn.Sequential(nn.Linear(dim, dim // 2), nn.GELU(), nn.Linear(dim // 2, 2)) for _ in self.at
+        )
+        self.last_shares: Tensor | None = None
+
+    def forward(self, blocks: Blocks, tokens: Float[Tensor, "r m c"], num_prefix: int) -> Float[Tensor, "r n c"]:
+        if self.keep == 1:
+            return Dense()(blocks, tokens, num_prefix)
+        return (self._masked if self.training else self._gathered)(blocks, tokens, num_prefix)
+
+    def ratio_loss(self) -> Float[Tensor, ""]:
+        """Squared distance of the kept shares of the last training batch from keep, keep^2, ..."""
+        wanted = [self.keep ** (number + 1) for number in range(len(self.at))]
+        return (self.last_shares - self.last_shares.new_tensor(wanted)).square().mean()
+
+    def logits(
+        self, number: int, patches: Float[Tensor, "r n c"], gate: Float[Tensor, "r n"]
+    ) -> Float[Tensor, "r n 2"]:
+        """Drop and keep; half of the features are the mean over the kept patches."""
+        own, shared = self.local[number](patches).chunk(2, dim=-1)
+        weight = gate[..., None].to(shared.dtype)
+        mean = (shared * weight).sum(dim=1, keepdim=True) / weight.sum(dim=1, keepdim=True).clamp_min(1e-6)
+        return self.score[number](torch.cat([own, mean.expand_as(shared)], dim=-1))
+
+    def gflops(self, dim: int, depth: int, num_prefix: int, num_patches: int, mlp_ratio: float | int) -> float:
+        total = 0.0
+        for number in range(depth):
+            if number in self.at and self.keep < 1:
+                total += 2e-9 * num_patches * (dim * dim + dim * (dim // 2) + dim)
+                num_patches = max(round(self.keep * num_patches), 1)
+            total += block_gflops(dim, num_prefix + num_patches, mlp_ratio)
+        return total
+
+    def __getstate__(self) -> dict:
+        """Copies do not take the last batch along: it may hang on a graph."""
+        return {**self.__dict__, "last_shares": None}
+
+    def _masked(self, blocks: Blocks, tokens: Tensor, num_prefix: int) -> Tensor:
+        gate = torch.ones_like(tokens[:, num_prefix:, 0], dtype=torch.float32)
+        shares = []
+        for number, block in enumerate(blocks):
+            if number in self.at:
+                logits = self.logits(self.at.index(number), tokens[:, num_prefix:], gate)
+                gate = gate * straight_through(logits)
+                shares.append(gate.mean())
+            whole = torch.cat([torch.ones_like(gate[:, :1]).expand(-1, num_prefix), gate], dim=1)
+            worked = masked_block(block, tokens, whole)
+            tokens = tokens + whole[..., None].to(tokens.dtype) * (worked - tokens)
+        self.last_shares = torch.stack(shares)
+        return tokens[:, num_prefix:]
+
+    def _gathered(self, blocks: Blocks, tokens: Tensor, num_prefix: int) -> Tensor:
+        canvas = tokens[:, num_prefix:]
+        cells = torch.arange(canvas.shape[1], device=tokens.device).expand(len(tokens), -1)
+        for number, block in enumerate(blocks):
+            if number in self.at:
+                patches = tokens[:, num_prefix:]
+                canvas = scattered(canvas, cells, patches)
+                logits = self.logits(self.at.index(number), patches, torch.ones_like(patches[..., 0]))
+                lead = logits[..., 1] - logits[..., 0]
+                best = lead.topk(max(round(self.keep * lead.shape[1]), 1), dim=1).indices.sort(dim=1).values
+                cells = cells.gather(1, best)
+                tokens = torch.cat([tokens[:, :num_prefix], gathered(patches, best)], dim=1)
+            tokens = block(tokens)
+        return scattered(canvas, cells, tokens[:, num_prefix:])
+
+
+class AVit(nn.Module):
+    """Patches halt when they have gathered enough (A-ViT, Yin et al., CVPR 2022; adaptive computation time).
+
+    After each block the first feature of a token says how much it halts, sigmoid(gamma x_0 + beta). A token stops where
+    the sum reaches 1 - epsilon; its output is the mean of its states weighted by the halting values and, at last, by
+    what is missing to 1. At evaluation halted patches are gone from what comes after, as many as the picture lets.
+
+    Args:
+        gamma, beta: scale and start of the halting value; beta rises in training.
+        epsilon: see above.
+        never: patches never halt: the dense ViT.
+
+    Attributes:
+        last_ponder: mean over the last batch of blocks per patch and remainder, with gradients: add it to the loss.
+        last_depths: blocks that each patch of the last batch went through.
+    """
+
+    def __init__(self, gamma: float | int = 5.0, beta: float | int = -10.0, epsilon: float = 0.01, never: bool = False):
+        super().__init__()
+        self.gamma, self.epsilon, self.never = gamma, epsilon, never
+        self.beta = nn.Parameter(torch.tensor(float(beta)))
+        self.last_ponder: Tensor | None = None
+        self.last_depths: Tensor | None = None
+
+    def forward(self, blocks: Blocks, tokens: Float[Tensor, "r m c"], num_prefix: int) -> Float[Tensor, "r n c"]:
+        if self.never:
+            return Dense()(blocks, tokens, num_prefix)
+        alive = torch.ones_like(tokens[..., 0], dtype=torch.bool)
+        total = torch.zeros_like(tokens[..., 0], dtype=torch.float32)
+        output, depths, remainder = torch.zeros_like(tokens), torch.zeros_like(total), torch.zeros_like(total)
+        for number, block in enumerate(blocks):
+            depths = depths + alive
+            tokens = self._block(block, tokens, alive)
+            halting = torch.sigmoid(self.gamma * tokens[..., 0].float() + self.beta)
+            last = number == len(blocks) - 1
+            stops = alive & ((total + halting >= 1 - self.epsilon) | last)
+            stops[:, :num_prefix] = last
+            weight = torch.where(stops, 1 - total, halting) * alive
+            remainder = remainder + torch.where(stops, 1 - total, 0.0)
+            output = output + weight[..., None].to(tokens.dtype) * tokens
+            total = total + halting * alive
+            alive = alive & ~stops
+        self.last_depths = depths[:, num_prefix:]
+        self.last_ponder = (depths + remainder)[:, num_prefix:].mean()
+        return output[:, num_prefix:]
+
+    def gflops(self, dim: int, depth: int, num_prefix: int, num_patches: int, mlp_ratio: float | int) -> float:
+        """Of a picture in which nothing halts: the most."""
+        return Dense().gflops(dim, depth, num_prefix, num_patches, mlp_ratio)
+
+    def __getstate__(self) -> dict:
+        """Copies do not take the last batch along: it may hang on a graph."""
+        return {**self.__dict__, "last_ponder": None, "last_depths": None}
+
+    def _block(self, block: nn.Module, tokens: Tensor, alive: Tensor) -> Tensor:
+        if self.training:
+            keep = alive.float()
+            worked = masked_block(block, tokens, keep)
+            return torch.where(alive[..., None], worked, tokens)
+        counts = alive.sum(dim=1).tolist()
+        if min(counts) == tokens.shape[1]:
+            return block(tokens)
+        rows = torch.nonzero(alive.flatten())[:, 0]
+        flat = tokens.flatten(0, 1)
+        worked = ragged_block(block, flat.index_select(0, rows), [count for count in counts if count])
+        return flat.index_copy(0, rows, worked.to(flat.dtype)).view(tokens.shape)

@@ -1,0 +1,325 @@
+"""Early exits in the trunk: who leaves, who comes back where, what it costs, and where gradients go."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fusion.commands.compose import compose, instantiate
+from fusion.heads.center import CenterHead
+from fusion.heads.targets import center_targets
+from fusion.routing.dispatch import Dispatch
+from fusion.routing.plan import FULL, ExecutionTrace
+from fusion.trunk.exits import EarlyExits, ExitHead, scaled_gradient
+from fusion.trunk.exits_combine import Boosted, GeometricEnsemble, MeanProbability
+from fusion.trunk.exits_losses import JointLoss
+from fusion.trunk.exits_policies import LearnedGate, Patience
+from sensors.rig import LIDAR, NUM_CAMERAS, RADARS
+from tests.fusion.exit_toys import exit_model
+from tests.fusion.random_batch import random_batch
+from tests.fusion.small_model import PILLARS, small_batch
+from tests.fusion.test_dispatch import assert_equal_outputs, maps_of
+
+MODEL = exit_model((0, 1))
+GROUPED = exit_model((-1, 0), first_group=["lidar", "radar"])
+BATCH = small_batch(4)
+
+
+class Scripted:
+    """Leaves by a table of scores per exit and sample; follows the samples by their order in the batch."""
+
+    looks_back = False
+
+    def __init__(self, table):
+        self.table, self.rows = torch.tensor(table, dtype=torch.float32), None
+
+    def __call__(self, history):
+        number = len(history) - 1
+        if number == 0:
+            self.rows = torch.arange(self.table.shape[1])
+        scores = self.table[number, self.rows]
+        assert len(history[-1]) == len(scores)
+        self.rows = self.rows[~(scores >= 0.5)]
+        return scores
+
+
+def run(model, policy, execution="sparse", thresholds=(0.5, 0.5), batch=BATCH):
+    del model.exits.policy  # a gate is a submodule, a script is not
+    model.exits.policy, model.exits.thresholds = policy, tuple(thresholds)
+    with torch.no_grad():
+        return model(batch, plan=model.full_plan(batch), execution=execution)
+
+
+@torch.no_grad()
+def test_an_infinite_threshold_is_full_depth():
+    plain = exit_model((0, 1))
+    plain.exits.set_thresholds([math.inf, math.inf])
+    output = plain(BATCH, plan=plain.full_plan(BATCH))
+    merged = plain.merge(plain._run_units(BATCH, _dispatch(plain, BATCH))[0], len(BATCH))
+    expected = plain.head(plain.trunk(merged))
+    for name, value in maps_of(expected).items():
+        assert torch.equal(value, maps_of(output.head)[name]), name
+    assert output.exits.exit_of.tolist() == [2] * 4
+    # Heads that nobody can leave at do not run.
+    assert "exits" not in {e.branch for e in output.trace.executions}
+
+
+def _dispatch(model, batch):
+    plan = model.full_plan(batch)
+    return Dispatch.of(plan, model.available(batch), model.prices().exists(), "sparse")
+
+
+@pytest.fixture(scope="module")
+def answers():
+    """What every exit says of every sample, nobody leaving."""
+    MODEL.exits.observing = True
+    output = run(MODEL, Patience(), thresholds=(math.inf, math.inf))
+    MODEL.exits.observing = False
+    return output.exits.outputs
+
+
+@settings(max_examples=12, derandomize=True)
+@given(st.lists(st.integers(0, 2), min_size=4, max_size=4))
+def test_rows_come_back_in_order_for_every_pattern(answers, pattern):
+    table = [[1.0 if left == number else 0.0 for left in pattern] for number in range(2)]
+    output = run(MODEL, Scripted(table))
+    assert output.exits.exit_of.tolist() == pattern
+    for row, number in enumerate(pattern):
+        one = slice(row, row + 1)
+        assert_equal_outputs(answers[number].select(one), output.head.select(one))
+
+
+@pytest.mark.parametrize("model", [MODEL, GROUPED], ids=["trunk", "group"])
+@pytest.mark.parametrize("options", [{}, {"combine": MeanProbability([1, 2, 3])}, {"combine": Boosted()}])
+def test_sparse_is_masked(model, options):
+    model.exits.combine = options.get("combine")
+    policy = LearnedGate(2)
+    with torch.no_grad():
+        for layer in policy.layers:
+            layer.weight.copy_(torch.tensor([[3.0, -2.0, 1.0, 0.5]]))
+    scores = run(model, policy, thresholds=(math.inf, math.inf), execution="masked").exits.scores
+    thresholds = scores.sort(dim=0).values[1:3].mean(dim=0).tolist()  # half leave at the first
+    sparse, masked = (run(model, policy, name, thresholds) for name in ("sparse", "masked"))
+    assert sparse.exits.exit_of.tolist() == masked.exits.exit_of.tolist()
+    assert len(set(sparse.exits.exit_of.tolist())) > 1
+    assert_equal_outputs(sparse.head, masked.head)
+    model.exits.combine = None
+
+
+def test_what_has_left_is_not_computed():
+    """A spy counts the rows that enter every part; the trace says the same, and its cost is the sum of the parts."""
+    seen = {}
+
+    def count(name):
+        return lambda module, given: seen.__setitem__(name, len(given[0]))
+
+    parts = {"stage0": MODEL.trunk.stages[0], "stage1": MODEL.trunk.stages[1], "stage2": MODEL.trunk.stages[2]}
+    parts |= {"exit0": MODEL.exits.heads[0].head, "exit1": MODEL.exits.heads[1].head, "last": MODEL.head}
+    handles = [part.register_forward_pre_hook(count(name)) for name, part in parts.items()]
+    output = run(MODEL, Scripted([[0, 1, 0, 0], [1, 0, 0, 1]]))
+    for handle in handles:
+        handle.remove()
+    assert seen == {"stage0": 4, "stage1": 3, "stage2": 1, "exit0": 4, "exit1": 3, "last": 1}
+    trunk = [(e.rows, e.gflops_per_row) for e in output.trace.executions if e.branch == "trunk"]
+    assert [rows for rows, _ in trunk] == [(0, 1, 2, 3), (0, 2, 3), (2,), (2,)]
+    assert sum(gflops for _, gflops in trunk) == pytest.approx(MODEL.trunk.gflops((16, 16)))
+    always = MODEL.prices().always
+    own = [sum(e.gflops_per_row for e in output.trace.executions if e.unit == "always" and 2 in e.rows)]
+    assert own == [pytest.approx(sum(always.values()) - always["router"])]
+
+
+def test_everybody_may_leave_at_the_first_exit():
+    output = run(MODEL, Scripted([[1, 1, 1, 1], [0, 0, 0, 0]]))
+    assert output.exits.exit_of.tolist() == [0] * 4
+    assert not {"head"} & {e.branch for e in output.trace.executions}
+
+
+def test_a_score_of_nan_stays():
+    output = run(MODEL, Scripted([[math.nan] * 4, [math.nan, 1, 1, 1]]))
+    assert output.exits.exit_of.tolist() == [2, 1, 1, 1]
+
+
+def test_an_exit_before_the_cameras_saves_them():
+    output = run(GROUPED, Scripted([[1, 0, 0, 1], [0, 1, 0, 0]]))
+    assert output.exits.exit_of.tolist() == [0, 1, 2, 0]
+    views = [row for e in output.trace.executions if e.unit.startswith("CAM") for row in e.rows]
+    assert sorted(set(views)) == [1, 2]
+    assert output.trace.ran("LIDAR") == [True] * 4
+    # Those that stay get what the model without exits gives.
+    expected = run(GROUPED, Scripted([[0] * 4] * 2), thresholds=(math.inf, math.inf))
+    assert_equal_outputs(expected.head.select([2]), output.head.select([2]))
+
+
+def test_nobody_leaves_of_whom_the_first_sensors_saw_nothing():
+    batch = small_batch(4, lost=tuple((1, name) for name in (LIDAR, *RADARS)))
+    output = run(GROUPED, Scripted([[1] * 4, [0] * 4]), thresholds=(-math.inf, math.inf), batch=batch)
+    assert output.exits.exit_of.tolist() == [0, 2, 0, 0]
+
+
+def test_the_price_bounds_every_way():
+    for model in (MODEL, GROUPED):
+        always = sum(model.prices().always.values())
+        for table in ([[0] * 4] * 2, [[1, 0, 0, 0], [0, 0, 1, 0]]):
+            output = run(model, Scripted(table))
+            for row in range(4):
+                entries = (e for e in output.trace.executions if e.unit == "always" and row in e.rows)
+                assert sum(e.gflops_per_row for e in entries) <= always * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("detach", [True, False])
+def test_training_computes_every_exit_and_detached_ones_leave_the_trunk_alone(detach):
+    model = exit_model((0, 1), detach=detach, thresholds=[-math.inf, -math.inf]).train()
+    output = model(BATCH, plan=model.full_plan(BATCH))
+    assert len(output.exits.outputs) == 3
+    assert output.exits.exit_of.tolist() == [2] * 4
+    sum(value.square().sum() for one in output.exits.outputs[:2] for value in maps_of(one).values()).backward()
+    assert all(p.grad is not None for p in model.exits.parameters())
+    assert all((p.grad is None) == detach for p in model.trunk.stages[0].parameters())
+    assert all(p.grad is None for p in model.trunk.stages[2].parameters())
+
+
+def test_no_parameter_is_left_without_gradient_in_training():
+    """What DistributedDataParallel asks for, whoever would have left."""
+    model = exit_model((-1, 1), first_group=["radar"], cascade=True, combine=GeometricEnsemble(3)).train()
+    output = model(BATCH, plan=model.full_plan(BATCH), execution="masked")
+    targets = center_targets(BATCH.boxes, 4, model.head.grid)
+    (JointLoss()(output.exits.outputs, targets) + output.depth_loss).backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None and not n.startswith("router")] == []
+
+
+def test_a_cascade_starts_silent_and_listens():
+    model = exit_model((0, 1), cascade=True)
+    with torch.no_grad():
+        for conv in model.exits.cascades:
+            conv.weight.zero_()
+        silent = run(model, Patience(), thresholds=(math.inf, math.inf))
+        model.exits.cascades[-1].weight.fill_(1.0)
+        loud = run(model, Patience(), thresholds=(math.inf, math.inf))
+    plain = run(MODEL, Patience(), thresholds=(math.inf, math.inf))
+    assert silent.head.heatmap.shape == plain.head.heatmap.shape
+    assert not torch.allclose(silent.head.heatmap, loud.head.heatmap)
+    assert model.exits.last_gflops["head"] == pytest.approx(MODEL.exits.last_gflops["head"] + 2e-9 * 10 * 8 * 32 * 32)
+
+
+def test_gradient_equilibrium_by_counted_gradients():
+    """Each shared map gets (g_head + (K - i - 1) g_trunk) / (K - i): with g = 1 everywhere, 1 at every exit."""
+    num_exits = 4
+
+    def walked(equilibrium):
+        x = start = torch.ones(1, requires_grad=True)
+        shared, total = [], 0.0
+        for number in range(num_exits):
+            left = num_exits - number
+            x.retain_grad()
+            shared.append(x)
+            if equilibrium:
+                x = scaled_gradient(x, 1 / left)
+            total = total + x.sum()  # every head has a gradient of 1
+            if equilibrium and left > 1:
+                x = scaled_gradient(x, left - 1)
+            x = x * 1.0
+        total.backward()
+        return [float(one.grad) for one in shared], float(start.grad)
+
+    assert walked(True) == ([pytest.approx(1.0)] * num_exits, pytest.approx(1.0))
+    assert walked(False)[0] == [4.0, 3.0, 2.0, 1.0]
+
+
+def test_equilibrium_in_the_model_is_the_mean_of_heads_and_trunk():
+    """Two exits: the merged map's gradient is half that of the early head plus half that of the rest."""
+    grads = {}
+    for equilibrium in (False, True):
+        model = exit_model((0,), equilibrium=equilibrium).train()
+        for which in ("early", "last"):
+            bev = torch.rand(2, 12, 16, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
+            walk = model.exits.start(ExecutionTrace(2), bev.device, masked=False)
+            _, run_ = model.exits(bev, model.trunk, model.head, walk)
+            run_.outputs[0 if which == "early" else -1].heatmap.square().sum().backward()
+            grads[equilibrium, which] = bev.grad
+    torch.testing.assert_close(grads[True, "early"], grads[False, "early"] / 2)
+    torch.testing.assert_close(grads[True, "last"], grads[False, "last"] / 2)
+
+
+def test_boosted_outputs_add_up_and_do_not_teach_backwards():
+    model = exit_model((0, 1), combine=Boosted()).train()
+    output = model(BATCH, plan=model.full_plan(BATCH))
+    first, second, third = (one.heatmap for one in output.exits.outputs)
+    assert not torch.allclose(second, first)
+    third.sum().backward()
+    assert all(p.grad is None for p in model.exits.parameters())
+
+
+def test_ensembles_by_hand():
+    low, high = (output.select([0]) for output in _two_outputs())
+    mean = MeanProbability([1, 3])([low, high]).heatmap.sigmoid()
+    torch.testing.assert_close(mean, (low.heatmap.sigmoid() + 3 * high.heatmap.sigmoid()) / 4, rtol=1e-4, atol=1e-5)
+    geometric = GeometricEnsemble(2)
+    with torch.no_grad():
+        geometric.log_weights[1].copy_(torch.tensor([2.0, 0.5]).log())
+        geometric.biases[1] = 0.25
+    p, q = low.heatmap.sigmoid().double(), high.heatmap.sigmoid().double()
+    yes = p**2 * q**0.5 * math.exp(0.25)
+    no = (1 - p) ** 2 * (1 - q) ** 0.5
+    torch.testing.assert_close(
+        geometric([low, high]).heatmap.sigmoid().double(), yes / (yes + no), rtol=1e-4, atol=1e-6
+    )
+
+
+def _two_outputs():
+    MODEL.exits.observing = True
+    outputs = run(MODEL, Patience(), thresholds=(math.inf, math.inf)).exits.outputs[:2]
+    MODEL.exits.observing = False
+    return outputs
+
+
+@pytest.mark.parametrize(
+    ("places", "options", "word"),
+    [
+        ((), {}, "rising"),
+        ((1, 0), {}, "rising"),
+        ((2,), {}, "last"),
+        ((0,), {"thresholds": [1.0, 2.0]}, "threshold"),
+        ((0,), {"detach": True, "equilibrium": True}, "both"),
+        ((-1,), {}, "first_group"),
+        ((-1,), {"first_group": ["lidar", "radar", "camera"]}, "not all"),
+        ((-1,), {"first_group": ["sonar"]}, "some"),
+    ],
+)
+def test_user_mistakes(places, options, word):
+    with pytest.raises(ValueError, match=word):
+        exit_model(places, **options)
+
+
+def test_an_exit_that_does_not_fit():
+    model = exit_model((0,))
+    for wrong in (
+        ExitHead(0, 7, 8, CenterHead(8, PILLARS, channels=8)),
+        ExitHead(0, 12, 8, CenterHead(8, PILLARS.coarser(2), channels=8)),
+    ):
+        with pytest.raises(ValueError, match="expected"):
+            EarlyExits([wrong]).attach(model.trunk, model.head, 12, (16, 16))
+
+
+def test_the_shipped_model_learns_and_leaves():
+    torch.manual_seed(0)
+    model = instantiate(compose(["model=tiny_exits"]).model)
+    batch = random_batch(2, 0, depth_stride=8, num_points=300)
+    targets = center_targets(batch.boxes, 2, model.head.grid)
+    optimizer = torch.optim.Adam(model.parameters(), 2e-3)
+    losses = []
+    for _ in range(4):
+        output = model(batch, plan=model.full_plan(batch))
+        losses.append(JointLoss()(output.exits.outputs, targets))
+        optimizer.zero_grad()
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[-1] < 0.8 * losses[0]
+    model.eval()
+    full = model(batch, plan=model.full_plan(batch)).trace.gflops()
+    model.exits.set_thresholds([-math.inf, math.inf])
+    early = model(batch, plan=model.full_plan(batch))
+    assert early.exits.exit_of.tolist() == [0, 0]
+    assert max(early.trace.gflops()) < 0.5 * min(full)
+    assert (early.plan.choice[:, :NUM_CAMERAS] == FULL).all()

@@ -101,6 +101,8 @@ class Batch:
         progress: training progress in [0, 1] at which each sample was drawn; NaN outside training.
         state_reset: whether nothing may be carried over from the same row of the batch before; all True where batches
             do not follow scenes (``datamodules.lanes``). None where nobody said.
+        fault_severity: how strongly each channel was harmed, in the order of CHANNELS: 0 untouched, 1 the fifth level
+            of a fault or a lost sensor (``sensors.faults.severity``). None where nobody said.
     """
 
     camera: CameraBatch | None
@@ -121,6 +123,7 @@ class Batch:
     conditions: tuple[frozenset[str], ...]
     progress: Float[Tensor, "b"]
     state_reset: Bool[Tensor, "b"] | None = None
+    fault_severity: Float32[Tensor, "b 12"] | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)

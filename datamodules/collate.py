@@ -38,6 +38,7 @@ def collate(samples: list[Sample]) -> Batch:
         conditions=tuple(sample.frame.conditions for sample in samples),
         progress=torch.tensor([sample.progress for sample in samples], dtype=torch.float32),
         state_reset=torch.tensor([sample.state_reset for sample in samples]),
+        fault_severity=_stacked([sample.fault_severity for sample in samples]),
     )
 
 

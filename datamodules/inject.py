@@ -1,7 +1,8 @@
 """Which faults hit a sample in training, how likely and how strong, as training goes on.
 
 Rules decide, faults act. Every decision is drawn from a hash of (seed, sample token, channel, rule[, epoch]), so it
-depends on no worker, order or rank, and a resumed run injects what the uninterrupted one would have.
+depends on no worker, order or rank, and a resumed run injects what the uninterrupted one would have. ``Together``
+decides for a whole scene or batch at once: its name takes the place of the sample token.
 """
 
 from collections.abc import Sequence
@@ -10,10 +11,12 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from datamodules.schedules import Number, Schedule, as_schedule
+from datamodules.schedules import Moment, Number, Schedule, as_schedule
 from sensors.faults.catalogue import fault_named
 from sensors.faults.failures import SensorLoss
-from sensors.faults.protocol import NUM_LEVELS, Draws, Fault, applied_name, check_level, restricted, scope_of
+from sensors.faults.protocol import Draws, Fault, applied_name, check_level, restricted, scope_of
+from sensors.faults.severity import Severities, added_severities, no_severities
+from sensors.faults.suites import Published, known_fault
 from sensors.frame import Frame, History
 from sensors.rig import CHANNELS
 
@@ -54,10 +57,10 @@ class FaultRule:
         channels: Sequence[str] | None = None,
         each: str = "sample",
     ):
-        fault = fault_named(fault) if isinstance(fault, str) else fault
+        fault = known_fault(fault) if isinstance(fault, str) else fault
         self.fault = fault if channels is None else restricted(fault, channels)
         self.name = self.fault.name
-        self.probability = _probability(probability, self.name)
+        self.probability = scheduled_share(probability, self.name)
         if each not in ("sample", "channel"):
             raise ValueError(f"expected each to be 'sample' or 'channel' in the rule for {self.name}, got '{each}'")
         self.each = each
@@ -80,19 +83,22 @@ class FaultRule:
     def level(self, fault: Fault, generator: np.random.Generator, progress: Number) -> float:
         """The severity now: scheduled, or drawn."""
         if self.severity is None:
-            return _drawn_level(fault, generator)
+            return drawn_level(fault, generator)
         if isinstance(self.severity, tuple):
             low, high = self.severity
             return low + (high - low) * generator.random()
         return self.severity(progress)
 
 
-def _drawn_level(fault: Fault, generator: np.random.Generator) -> float:
-    """Some place on the fault's ladder; of sensors that fail as a whole, a whole number."""
-    share = 1 - generator.random()
+def drawn_level(fault: Fault, generator: np.random.Generator, strength: Number = 1.0) -> float:
+    """Some place on the fault's ladder up to ``strength`` (1: its last level); whole numbers where only those exist."""
+    share = (1 - generator.random()) * strength
     if isinstance(fault, SensorLoss):
         return float(np.ceil(share * fault.worst))
-    return float(np.interp(share * NUM_LEVELS, range(NUM_LEVELS + 1), [fault.clean, *fault.levels]))
+    num_levels = len(fault.levels)
+    if isinstance(fault, Published):
+        return float(np.ceil(share * num_levels))
+    return float(np.interp(share * num_levels, range(num_levels + 1), [fault.clean, *fault.levels]))
 
 
 class OneOf:
@@ -107,9 +113,11 @@ class OneOf:
     def __init__(self, rules: Sequence[Rule], weights: Sequence[Scheduled]):
         if len(rules) != len(weights) or not rules:
             raise ValueError(f"expected one weight per rule, got {len(rules)} rules and {len(weights)} weights")
+        if any(isinstance(rule, Together) for rule in rules):
+            raise ValueError("expected plain rules in OneOf, got Together; put the OneOf into the Together")
         self.rules = tuple(rules)
         self.name = f"one_of({','.join(rule.name for rule in self.rules)})"
-        self.weights = tuple(_probability(weight, self.name) for weight in weights)
+        self.weights = tuple(scheduled_share(weight, self.name) for weight in weights)
         for progress in _CHECKED_PROGRESS:
             total = sum(weight(progress) for weight in self.weights)
             if total > 1 + 1e-9:
@@ -142,7 +150,7 @@ class SubsetDropout:
             raise ValueError(
                 f"expected two or three of camera, lidar and radar in {self.name}, got {list(modalities)}; name more"
             )
-        self.probability = _probability(probability, self.name)
+        self.probability = scheduled_share(probability, self.name)
         self.lost_sets = [lost for size in range(1, len(modalities)) for lost in combinations(modalities, size)]
 
     def plan(self, draws: Draws, progress: Number) -> list[Planned]:
@@ -152,6 +160,40 @@ class SubsetDropout:
             return []
         faults = [fault_named(f"{modality}_drop") for modality in self.lost_sets[chosen]]
         return [(fault, fault.worst) for fault in faults]
+
+
+class Together:
+    """One decision for all samples of a batch or of a scene: the same faults at the same levels for all of them.
+
+    Batch-wise dropping is what UniBEV trains with (Wang et al., IV 2024). A batch is known by its epoch and its place
+    in it, so that the batches that several ranks process together share a decision. What a fault itself draws (noise,
+    which of the cameras) is still drawn for each sample.
+
+    Attributes:
+        per: "batch" or "scene".
+    """
+
+    def __init__(self, rule: Rule, per: str = "batch"):
+        if per not in ("batch", "scene"):
+            raise ValueError(f"expected per to be 'batch' or 'scene' in Together, got '{per}'")
+        if isinstance(rule, Together) or not isinstance(rule, Rule):
+            raise ValueError(f"expected a rule (FaultRule, OneOf, SubsetDropout) in Together, got {rule!r}")
+        self.rule, self.per = rule, per
+        self.name = f"{rule.name} per {per}"
+
+    def plan(self, draws: Draws, progress: Number) -> list[Planned]:
+        return self.rule.plan(draws, progress)
+
+    def token(self, frame: Frame, moment: Moment) -> str:
+        """What its samples have in common."""
+        if self.per == "scene":
+            return f"scene {frame.scene}"
+        if moment.batch is None:
+            raise ValueError(
+                f"expected a place in the epoch's batches for the rule {self.name}, got none; batch-wise rules act in "
+                "training only"
+            )
+        return f"batch {moment.batch}"
 
 
 class FaultInjector:
@@ -174,20 +216,33 @@ class FaultInjector:
         self, frame: Frame, history: History, epoch: int | None, progress: Number
     ) -> tuple[Frame, tuple[str, ...]]:
         """The harmed frame and the names of what was done to it, such as ``lidar_beam_drop@0.40``."""
-        names = []
+        return self.labelled(frame, history, Moment(epoch, progress))[:2]
+
+    def labelled(self, frame: Frame, history: History, moment: Moment) -> tuple[Frame, tuple[str, ...], Severities]:
+        """As ``apply``, with the severity of what was done to each channel.
+
+        Raises:
+            ValueError: a batch-wise rule outside of training.
+        """
+        names, severities = [], no_severities()
         for rule, key in zip(self.rules, self._keys, strict=True):
-            for fault, level in rule.plan(Draws(self.seed, frame.token, key, epoch), progress):
+            token = rule.token(frame, moment) if isinstance(rule, Together) else frame.token
+            for fault, level in rule.plan(Draws(self.seed, token, key, moment.epoch), moment.progress):
                 if level == fault.clean or not any(frame.present(channel) for channel in scope_of(fault)):
                     continue
-                harmed = fault(frame, history, level, Draws(self.seed, frame.token, fault.name, epoch))
-                if not self.may_lose_all and not any(harmed.present(channel) for channel in CHANNELS):
+                harmed = fault(frame, history, level, Draws(self.seed, frame.token, fault.name, moment.epoch))
+                # A fault that rests at this sample hands back what it was given.
+                if harmed is frame or (
+                    not self.may_lose_all and not any(harmed.present(channel) for channel in CHANNELS)
+                ):
                     continue
+                severities = added_severities(severities, frame, harmed, (fault, level))
                 frame = harmed
                 names.append(applied_name(fault, level))
-        return frame, tuple(names)
+        return frame, tuple(names), severities
 
 
-def _probability(value: Scheduled, name: str) -> Schedule:
+def scheduled_share(value: Scheduled, name: str) -> Schedule:
     schedule = as_schedule(value)
     for progress in _CHECKED_PROGRESS:
         now = schedule(float(progress))

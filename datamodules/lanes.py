@@ -73,7 +73,7 @@ class SceneLanes(EpochBatches):
             places = [lane[step % len(lane)] for lane in lanes]
             progress = [min((first + row * world_size) * share, 1.0) for row in range(len(lanes))]
             batches.append(
-                [SampleKey(i, epoch, now, begins) for (i, begins), now in zip(places, progress, strict=True)]
+                [SampleKey(i, epoch, now, begins, step) for (i, begins), now in zip(places, progress, strict=True)]
             )
         return batches
 

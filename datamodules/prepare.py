@@ -4,7 +4,7 @@ The order is the meaning: read, take targets from the clean frame, let sensors f
 into arrays.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -21,8 +21,10 @@ from datamodules.augment import (
 )
 from datamodules.batch import RADAR_FIELDS
 from datamodules.nuscenes import NuScenesFrames
+from datamodules.schedules import Moment
 from datamodules.targets import CleanTargets, depth_targets, targets_of
 from sensors.boxes import Boxes
+from sensors.faults.severity import no_severities, unknown_severities
 from sensors.frame import Frame, History
 from sensors.health import health_of, thumbnails_of
 from sensors.lidar import gathered_points, within
@@ -36,12 +38,14 @@ class SampleKey(NamedTuple):
         epoch: None outside training: no augmentation.
         progress: of training, in [0, 1]; NaN outside.
         state_reset: whether nothing may be carried over from the same row of the batch before.
+        batch: place of its batch in the epoch, alike on all ranks; None outside training.
     """
 
     index: int
     epoch: int | None
     progress: float
     state_reset: bool = True
+    batch: int | None = None
 
 
 @runtime_checkable
@@ -51,6 +55,15 @@ class Corruptor(Protocol):
     def apply(
         self, frame: Frame, history: History, epoch: int | None, progress: float
     ) -> tuple[Frame, tuple[str, ...]]: ...
+
+
+@runtime_checkable
+class LabellingCorruptor(Protocol):
+    """A corruptor that also knows the batch, and says how strongly it harmed each channel."""
+
+    def labelled(
+        self, frame: Frame, history: History, moment: Moment
+    ) -> tuple[Frame, tuple[str, ...], Float32[np.ndarray, "12"]]: ...
 
 
 @dataclass(frozen=True)
@@ -113,6 +126,7 @@ class Sample:
     faults: tuple[str, ...]
     progress: float
     state_reset: bool = True
+    fault_severity: Float32[np.ndarray, "12"] = field(default_factory=no_severities)
 
 
 class PreparedSamples:
@@ -147,17 +161,27 @@ class PreparedSamples:
         return len(self.frames)
 
     def __getitem__(self, key: "int | SampleKey") -> Sample:
-        index, epoch, progress, state_reset = key if isinstance(key, tuple) else SampleKey(key, None, float("nan"))
+        key = SampleKey(*key) if isinstance(key, tuple) else SampleKey(key, None, float("nan"))
+        index, epoch, progress = key[:3]
         # NaN, the progress of an evaluation, is not below anything.
         frames = self.blind_frames if progress < self.cameras_from else self.frames
         frame = frames[index]
         targets = targets_of(frame)
-        faults: tuple[str, ...] = ()
-        if self.corruptor is not None:
-            # Outside training a schedule stands at its end.
-            now = 1.0 if epoch is None else progress
-            frame, faults = self.corruptor.apply(frame, frames.history(index), epoch, now)
-        return replace(self._prepared(frame, targets, faults, (epoch, progress)), state_reset=state_reset)
+        frame, faults, severity = self._corrupted(frame, frames.history(index), key)
+        sample = self._prepared(frame, targets, faults, (epoch, progress))
+        return replace(sample, state_reset=key.state_reset, fault_severity=severity)
+
+    def _corrupted(
+        self, frame: Frame, history: History, key: SampleKey
+    ) -> tuple[Frame, tuple[str, ...], Float32[np.ndarray, "12"]]:
+        if self.corruptor is None:
+            return frame, (), no_severities()
+        # Outside training a schedule stands at its end.
+        moment = Moment(key.epoch, 1.0 if key.epoch is None else key.progress, key.batch)
+        if isinstance(self.corruptor, LabellingCorruptor):
+            return self.corruptor.labelled(frame, history, moment)
+        harmed, faults = self.corruptor.apply(frame, history, moment.epoch, moment.progress)
+        return harmed, tuple(faults), unknown_severities(frame, harmed)
 
     def _prepared(
         self, frame: Frame, targets: CleanTargets, faults: tuple[str, ...], moment: tuple[int | None, float]

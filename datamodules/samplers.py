@@ -126,4 +126,7 @@ class TrainingBatches(EpochBatches):
         own = padded[rank::world_size].tolist()
         share = 1 / (len(padded) * self.total_epochs)
         first = epoch * len(padded) + rank
-        return [SampleKey(index, epoch, min((first + i * world_size) * share, 1.0)) for i, index in enumerate(own)]
+        return [
+            SampleKey(index, epoch, min((first + i * world_size) * share, 1.0), batch=i // self.batch_size)
+            for i, index in enumerate(own)
+        ]

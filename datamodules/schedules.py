@@ -8,6 +8,22 @@ from typing import Protocol, runtime_checkable
 Number = float | int
 
 
+@dataclass(frozen=True)
+class Moment:
+    """When in training a sample is drawn: all that a decision may depend on besides the sample itself.
+
+    Attributes:
+        epoch: None outside training.
+        progress: in [0, 1]; outside training a schedule stands at its end.
+        batch: place of the sample's batch in its epoch, the same for the batches that several ranks process together;
+            None outside training.
+    """
+
+    epoch: int | None = None
+    progress: Number = 1.0
+    batch: int | None = None
+
+
 @runtime_checkable
 class Schedule(Protocol):
     """A function of training progress."""
@@ -87,12 +103,61 @@ class Steps:
         return float(self.values[sum(progress >= boundary for boundary in self.boundaries)])
 
 
+@dataclass(frozen=True)
+class Scaled:
+    """A schedule times a factor."""
+
+    schedule: Schedule | Number
+    factor: Number
+
+    def __post_init__(self):
+        object.__setattr__(self, "schedule", as_schedule(self.schedule))
+        _check_finite("factor", self.factor)
+
+    def __call__(self, progress: Number) -> float:
+        return self.factor * self.schedule(progress)
+
+
+@dataclass(frozen=True)
+class Sequential:
+    """Several schedules one after the other, each over its own stretch of training, from 0 to 1 of that stretch.
+
+    A curriculum: clean, then a ramp, then a plateau.
+
+    Attributes:
+        boundaries: where the next one takes over, rising, within (0, 1).
+    """
+
+    schedules: Sequence[Schedule | Number]
+    boundaries: Sequence[Number]
+
+    def __post_init__(self):
+        object.__setattr__(self, "schedules", tuple(as_schedule(schedule) for schedule in self.schedules))
+        edges = [0, *self.boundaries, 1]
+        if any(a >= b for a, b in zip(edges, edges[1:], strict=False)):
+            raise ValueError(f"expected rising boundaries within (0, 1), got {list(self.boundaries)}; sort them")
+        if len(self.schedules) != len(self.boundaries) + 1:
+            raise ValueError(
+                f"expected one schedule more than boundaries, got {len(self.schedules)} schedules and "
+                f"{len(self.boundaries)} boundaries; add or remove a schedule"
+            )
+
+    def __call__(self, progress: Number) -> float:
+        _check_progress(progress)
+        edges = [0.0, *self.boundaries, 1.0]
+        part = sum(progress >= boundary for boundary in self.boundaries)
+        low, high = edges[part], edges[part + 1]
+        return self.schedules[part](min(max((progress - low) / (high - low), 0.0), 1.0))
+
+
 def as_schedule(value: object) -> Schedule:
     """A number is a constant; a schedule stays itself."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return Constant(value)
     if not callable(value):
-        raise ValueError(f"expected a number or a schedule, got {value!r}; use Constant, Ramp, Cosine or Steps")
+        raise ValueError(
+            f"expected a number or a schedule, got {value!r}; use Constant, Ramp, Cosine, Steps, Scaled or Sequential"
+        )
     return value
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import yaml
 
+from datamodules.mixture import mixture_faults
 from sensors.faults.catalogue import CATALOGUE
 from sensors.faults.suites import Scenario
 
@@ -16,13 +17,27 @@ def trained_faults(config: Path) -> frozenset[str] | None:
     if not config.is_file():
         return None
     names = {fault.name for fault in CATALOGUE}
-    found = set()
-    for text in _texts(yaml.safe_load(config.read_text(encoding="utf-8"))):
+    written = yaml.safe_load(config.read_text(encoding="utf-8"))
+    found = set(_of_mixtures(written))
+    for text in _texts(written):
         if text in names:
             found.add(text)
         elif text.endswith("SubsetDropout"):
             found |= _DROPS
     return frozenset(found)
+
+
+def _of_mixtures(value) -> Iterator[str]:
+    """Faults of mixtures, which name only the families that they leave out."""
+    children = value if isinstance(value, list) else list(value.values()) if isinstance(value, dict) else []
+    for child in children:
+        yield from _of_mixtures(child)
+    target = value.get("_target_") if isinstance(value, dict) else None
+    if target in ("datamodules.mixture.FaultMixture", "datamodules.mixture.mixture_injector"):
+        left_out = value.get("leave_out") or ()
+        yield from (name for names in mixture_faults(value.get("families"), left_out).values() for name in names)
+        if target.endswith("injector") and "lost" not in left_out:
+            yield from _DROPS
 
 
 def _texts(value) -> Iterator[str]:

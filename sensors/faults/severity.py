@@ -36,6 +36,16 @@ def added_severities(so_far: Severities, before: Frame, after: Frame, applied: t
     return severities
 
 
+def unknown_severities(before: Frame, after: Frame) -> Severities:
+    """1 for every channel that changed, where nobody says by how much."""
+    severities = no_severities()
+    for row, channel in enumerate(CHANNELS):
+        if before.present(channel):
+            same = after.present(channel) and measurement_of(after, channel) is measurement_of(before, channel)
+            severities[row] = float(not same)
+    return severities
+
+
 def place_on_ladder(fault: Fault, level: float) -> float:
     """0 at the clean level, 0.2, 0.4, ... at the five levels (of n at k: k / n), straight in between, 1 beyond.
 

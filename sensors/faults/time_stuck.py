@@ -95,7 +95,7 @@ LIDAR_STUCK = Stuck("lidar_stuck", "stuck", "lidar", "share of keyframes, 4 at a
 RADAR_STUCK = Stuck("radar_stuck", "stuck", "radar", "share of keyframes, 4 at a time", _SHARES, worst=1.0, run=4)
 CAMERA_STUTTER = Stuck("camera_stutter", "stuck", "camera", "share of keyframes", _SHARES, worst=1.0)
 LIDAR_STUTTER = Stuck("lidar_stutter", "stuck", "lidar", "share of keyframes", _SHARES, worst=1.0)
-RADAR_STUTTER = Stuck("radar_stutter", "stuck", "radar", "share of keyframes", _SHARES, worst=1.0)
+RADAR_STUTTER = Stuck("radar_stutter", "stuck", "radar", "share of keyframes", (0.2, 0.4, 0.6, 0.8, 1.0))
 
 STUCK_FAULTS = (
     *(CAMERA_FLICKER, CAMERA_STUCK, LIDAR_STUCK, RADAR_STUCK),

@@ -1,5 +1,6 @@
 """The injector: rates, schedules, mixtures, determinism, configurations."""
 
+import pickle
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -7,15 +8,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datamodules.inject import FaultInjector, FaultRule, OneOf, SubsetDropout
-from datamodules.schedules import Cosine, Ramp, Steps
-from sensors.faults.catalogue import fault_named
+from datamodules.inject import FaultInjector, FaultRule, OneOf, SubsetDropout, Together
+from datamodules.mixture import FaultMixture
+from datamodules.schedules import Cosine, Moment, Ramp, Steps
+from sensors.faults.catalogue import families, fault_named
+from sensors.faults.protocol import Draws
+from sensors.faults.severity import place_on_ladder
+from sensors.faults.suites import known_fault
+from sensors.faults.time_course import Onset
 from sensors.frame import NoHistory
 from sensors.rig import CAMERAS, CHANNELS, LIDAR
 from tests.sensors.fault_measures import digest
-from tests.sensors.toy_frames import toy_frame
+from tests.sensors.labelled_frames import labelled_frame
+from tests.sensors.toy_frames import ListHistory, toy_frame
 
 FRAME = toy_frame(height=9, width=16, num_points=64, num_sweeps=1)
+MOVING = replace(labelled_frame(height=9, width=16, num_points=64, num_sweeps=1), keyframe=1, num_keyframes=3)
 CONFIGS = Path(__file__).parents[2] / "configs" / "faults"
 
 
@@ -159,25 +167,186 @@ def test_mistakes_are_one_line(make, message):
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
-@pytest.mark.parametrize("convert", ["none", "all"])
-def test_every_configuration_builds_and_harms(path, convert):
-    from hydra.utils import instantiate
-    from omegaconf import OmegaConf
+def test_together_decides_once_for_a_batch_whatever_the_rank_and_once_for_a_scene():
+    rule = OneOf([FaultRule("camera_drop", severity=6), FaultRule("lidar_drop", severity=1)], [0.25, 0.25])
+    per_batch = FaultInjector([Together(rule)])
 
-    node = OmegaConf.merge({"seed": 3}, {"faults": OmegaConf.load(path)})
-    if path.stem == "none":
-        assert node.faults == {"faults": None}
+    def lost(injector, token, scene="s", epoch=0, batch=None):
+        frame = replace(FRAME, token=token, scene=scene)
+        return modalities_of(injector.labelled(frame, NoHistory(), Moment(epoch, 0.5, batch))[0])
+
+    outcomes = [{lost(per_batch, f"{batch}-{i}", batch=batch) for i in range(4)} for batch in range(300)]
+    assert all(len(kinds) == 1 for kinds in outcomes)
+    counts = Counter(next(iter(kinds)) for kinds in outcomes)
+    assert counts["camera", "lidar", "radar"] / 300 == near(0.5, 300)
+    assert counts["lidar", "radar"] / 300 == near(0.25, 300)
+    epochs = [[lost(per_batch, "t", epoch=epoch, batch=batch) for batch in range(40)] for epoch in range(2)]
+    assert epochs[0] != epochs[1]
+    per_scene = FaultInjector([Together(rule, per="scene")])
+    scenes = [{lost(per_scene, f"{k}", scene=f"scene {k}") for _ in range(2)} for k in range(100)]
+    assert all(len(kinds) == 1 for kinds in scenes)
+    assert len(set().union(*scenes)) == 3
+    with pytest.raises(ValueError, match="batch-wise rules act in training only"):
+        per_batch.apply(FRAME, NoHistory(), None, 1.0)
+
+
+def test_labels_say_how_strongly_each_channel_was_harmed():
+    rules = [
+        FaultRule("camera_drop", severity=1, channels=["CAM_BACK"]),
+        FaultRule("lidar_limited_view", severity=75),
+        FaultRule("radar_point_drop", severity=0.2, channels=["RADAR_FRONT"]),
+        FaultRule("radar_point_drop", severity=0.7, channels=["RADAR_FRONT", "RADAR_BACK_LEFT"]),
+    ]
+    _, names, severity = FaultInjector(rules).labelled(FRAME, NoHistory(), Moment(0, 0.5, 0))
+    assert len(names) == 4
+    by_channel = dict(zip(CHANNELS, severity.tolist(), strict=True))
+    harmed = {channel: value for channel, value in by_channel.items() if value}
+    # 75 deg is the third of five levels of the view, .7 the fourth of the point drop.
+    assert harmed == pytest.approx({"CAM_BACK": 1.0, LIDAR: 0.6, "RADAR_FRONT": 0.8, "RADAR_BACK_LEFT": 0.8})
+
+
+@pytest.mark.parametrize(
+    ("name", "level", "place"),
+    [
+        ("lidar_limited_view", 180.0, 0.0),
+        ("lidar_limited_view", 150.0, 0.1),
+        ("lidar_limited_view", 45.0, 1.0),
+        ("lidar_limited_view", 10.0, 1.0),
+        ("lidar_beam_drop", 0.3, 0.3),
+        ("camera_drop", 2.0, 1.0),
+        ("roburcdet_shift", 1.0, 1.0),
+        ("multicorrupt_fog", 2.0, 2 / 3),
+    ],
+)
+def test_place_on_the_ladder(name, level, place):
+    assert place_on_ladder(known_fault(name), level) == pytest.approx(place)
+
+
+def test_resting_fault_is_neither_named_nor_labelled():
+    rule = FaultRule(Onset("lidar_drop", begin=0.5, end=1.0), severity=1.0)
+    for keyframe, names in ((0, ()), (3, ("lidar_drop@1.00",))):
+        frame = replace(FRAME, keyframe=keyframe, num_keyframes=4)
+        _, applied, severity = FaultInjector([rule]).labelled(frame, NoHistory(), Moment(0, 0.5, 0))
+        assert applied == names
+        assert severity.sum() == len(names)
+
+
+def test_mixture_is_balanced_over_families_and_leaves_out_what_it_is_told():
+    mixture = FaultMixture(0.8, 1.0, leave_out=("weather",))
+    planned = [mixture.plan(Draws(0, f"t{i}", "x"), 0.5) for i in range(1500)]
+    hits = [plan[0][0].family for plan in planned if plan]
+    assert len(hits) / 1500 == near(0.8, 1500)
+    expected = set(families()) - {"weather", "lost"}
+    assert set(hits) == expected
+    share = 1 / len(expected)
+    counts = Counter(hits)
+    assert all(counts[family] / len(hits) == near(share, len(hits)) for family in expected)
+
+
+def test_mixture_grows_along_its_schedules_and_nests():
+    mixture = FaultMixture(Ramp(0.0, 1.0), Ramp(0.2, 1.0))
+    plans = [[mixture.plan(Draws(0, f"t{i}", "x"), p) for i in range(200)] for p in (0.0, 0.5, 1.0)]
+    assert [sum(map(bool, plan)) / 200 for plan in plans] == [near(p, 200) for p in (0.0, 0.5, 1.0)]
+    for mild, strong in zip(plans[1], plans[2], strict=True):
+        if mild:
+            fault, level = strong[0]
+            assert mild[0][0] is fault
+            assert place_on_ladder(fault, mild[0][1]) <= place_on_ladder(fault, level) + 1e-9
+
+
+def test_published_faults_are_known_by_name_in_rules():
+    injector = FaultInjector([FaultRule("multicorrupt_points_reducing", severity=2)])
+    frame, names = injector.apply(FRAME, NoHistory(), 0, 0.5)
+    assert names == ("multicorrupt_points_reducing@2.00",)
+    assert len(frame.lidar[0]) == round(0.2 * len(FRAME.lidar[0]))
+    drawn = FaultInjector([FaultRule("multicorrupt_points_reducing")])
+    levels = {names[0].split("@")[1] for _, names in samples(drawn, 40)}
+    assert levels == {"1.00", "2.00", "3.00"}
+    with pytest.raises(ValueError, match="expected a fault among"):
+        FaultRule("multicorrupt_rain")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Together(FaultRule("fog"), per="epoch"), "'batch' or 'scene'"),
+        (lambda: Together(Together(FaultRule("fog"))), "expected a rule"),
+        (lambda: OneOf([Together(FaultRule("fog"))], [0.5]), "put the OneOf into the Together"),
+        (lambda: FaultMixture(0.5, leave_out=["wether"]), "expected families among .*, got wether"),
+        (lambda: FaultMixture(0.5, families=["late"], leave_out=["late"]), "a family that is left"),
+        (lambda: FaultMixture(1.5), "expected a probability in"),
+        (lambda: FaultRule("multicorrupt_fog", channels=["RADAR_FRONT"]), "expected channels of multicorrupt_fog"),
+    ],
+)
+def test_more_mistakes_are_one_line(make, message):
+    with pytest.raises(ValueError, match=message) as raised:
+        make()
+    assert "\n" not in str(raised.value)
+
+
+def built(name):
+    from fusion.commands.compose import compose, instantiate
+
+    return instantiate(compose([f"faults={name}", "seed=3"]).faults)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.yaml")))
+def test_every_configuration_builds_and_harms(name):
+    injector = built(name)
+    if name == "none":
+        assert injector is None
         return
-    injector = (
-        instantiate(node, _convert_=convert).faults
-        if convert == "none"
-        else instantiate(node, _convert_="all")["faults"]
-    )
     assert isinstance(injector, FaultInjector)
     assert injector.seed == 3
-    results = samples(injector, 60, progress=1.0)
-    assert any(names for _, names in results)
-    assert all(any(frame.present(channel) for channel in CHANNELS) for frame, _ in results)
-    if path.stem == "five-of-six":
-        assert all(len(frame.cameras) == 5 and frame.present(LIDAR) for frame, _ in results)
+    pickle.loads(pickle.dumps(injector))
+    history = ListHistory([MOVING, MOVING], 1)
+    results = [
+        injector.labelled(replace(MOVING, token=f"t{i}", scene=f"s{i}"), history, Moment(0, 1.0, i)) for i in range(25)
+    ]
+    assert any(names for _, names, _ in results)
+    assert all(bool(names) == bool(severity.any()) for _, names, severity in results)
+    assert all(any(frame.present(channel) for channel in CHANNELS) for frame, _, _ in results)
+    if name.startswith("leave-out-"):
+        family = name.removeprefix("leave-out-").replace("false-points", "false points")
+        mixture = next(rule for rule in injector.rules if isinstance(rule, FaultMixture))
+        assert set(mixture.faults) == set(families()) - {family, "lost"}
+        assert any(isinstance(rule, SubsetDropout) for rule in injector.rules) == (family != "lost")
+
+
+def test_every_family_has_its_leave_out_configuration():
+    stems = {path.stem.removeprefix("leave-out-") for path in CONFIGS.glob("leave-out-*.yaml")}
+    assert stems == {family.replace(" ", "-") for family in families()}
+
+
+def counted(name, count=400):
+    injector = built(name)
+    return [injector.labelled(replace(FRAME, token=f"t{i}"), NoHistory(), Moment(0, 1.0, i // 4)) for i in range(count)]
+
+
+@pytest.mark.parametrize("name", ["cmt", "mome", "unibev"])
+def test_published_recipes_drop_half_a_quarter_a_quarter(name):
+    kept = [modalities_of(frame) for frame, _, _ in counted(name)]
+    counts = Counter(kept)
+    assert set(counts) == {("camera", "lidar", "radar"), ("lidar", "radar"), ("camera", "radar")}
+    # Batches of four decide together in UniBEV, so there are a quarter as many decisions.
+    num = 100 if name == "unibev" else 400
+    assert counts["camera", "lidar", "radar"] / 400 == near(0.5, num)
+    assert counts["lidar", "radar"] / 400 == near(0.25, num)
+    alike = [len(set(kept[i : i + 4])) == 1 for i in range(0, 400, 4)]
+    assert all(alike) == (name == "unibev")
+
+
+def test_recipe_of_lift_splat_shoot_keeps_five_of_six_cameras():
+    lost = Counter(
+        channel for frame, _, _ in counted("five-of-six", 300) for channel in set(CAMERAS) - set(frame.cameras)
+    )
+    assert sum(lost.values()) == 300
+    assert all(count / 300 == near(1 / 6, 300) for count in lost.values())
+
+
+def test_recipe_of_roburcdet_is_eight_to_two_with_four_noises_alike():
+    names = [name.split("@")[0] for _, names, _ in counted("roburcdet") for name in names]
+    assert len(names) / 400 == near(0.2, 400)
+    counts = Counter(names)
+    assert set(counts) == {f"roburcdet_{kind}" for kind in ("missing", "spurious", "shift", "disturbance")}
+    assert all(count / 400 == near(0.05, 400) for count in counts.values())

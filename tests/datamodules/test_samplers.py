@@ -92,4 +92,4 @@ def test_impossible_positions_and_sizes_are_refused():
 def test_keys_are_plain():
     key = TrainingBatches(3, 1, 0, 1).keys(0)[0]
     assert isinstance(key, SampleKey)
-    assert [type(value) for value in key] == [int, int, float, bool]
+    assert [type(value) for value in key] == [int, int, float, bool, int]

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datamodules.schedules import Constant, Cosine, Ramp, Schedule, Steps, as_schedule
+from datamodules.schedules import Constant, Cosine, Ramp, Scaled, Schedule, Sequential, Steps, as_schedule
 
 PROGRESS = st.floats(0, 1)
 
@@ -56,3 +56,19 @@ def test_mistakes_are_one_line(make, message):
     with pytest.raises(ValueError, match=message) as raised:
         make()
     assert "\n" not in str(raised.value)
+
+
+def test_sequential_runs_each_schedule_over_its_own_stretch():
+    curriculum = Sequential([0.0, Ramp(0.0, 1.0), Constant(0.5)], [0.2, 0.6])
+    assert [curriculum(p) for p in (0.0, 0.1, 0.2, 0.4, 0.5999, 0.6, 1.0)] == pytest.approx(
+        [0, 0, 0, 0.5, 0.99975, 0.5, 0.5]
+    )
+    for schedules, boundaries in (([1.0], [0.5]), ([1, 2, 3], [0.6, 0.2]), ([1, 2], [0.0])):
+        with pytest.raises(ValueError, match="boundaries"):
+            Sequential(schedules, boundaries)
+
+
+def test_scaled_is_a_multiple():
+    assert Scaled(Ramp(0.0, 1.0), 0.2)(0.5) == pytest.approx(0.1)
+    with pytest.raises(ValueError, match="finite"):
+        Scaled(1.0, float("nan"))

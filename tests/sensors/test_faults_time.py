@@ -254,7 +254,7 @@ def test_flicker_blackens_a_share_of_the_frames_of_each_camera():
     ("make", "message"),
     [
         (lambda: Burst("fogg"), "expected a fault among"),
-        (lambda: Burst("fog", channels=["RADAR_FRONT"]), "expected channels of fog among"),
+        (lambda: Burst("camera_fog", channels=["RADAR_FRONT"]), "expected channels of camera_fog among"),
         (lambda: Burst("fog", mean_burst_s=0.1), "at least 0.5 s"),
         (lambda: Burst("fog", each="point"), "'sample' or 'channel'"),
         (lambda: Onset("fog", begin=0.6, end=0.4), "0 <= begin < end <= 1"),

@@ -1,5 +1,9 @@
 """Fixed lists of scenarios for evaluation, by name."""
 
+from collections.abc import Sequence
+
+from sensors.faults.catalogue import fault_named
+from sensors.faults.protocol import Fault, restricted
 from sensors.faults.suites.failover import FAILOVER
 from sensors.faults.suites.multicorrupt import MULTICORRUPT
 from sensors.faults.suites.nuscenes_r import NUSCENES_R
@@ -7,10 +11,11 @@ from sensors.faults.suites.own import DEMO, MISSING_SENSORS, MODALITIES, QUICK, 
 from sensors.faults.suites.published import Published
 from sensors.faults.suites.robo3d import ROBO3D
 from sensors.faults.suites.robobev import ROBOBEV
+from sensors.faults.suites.roburcdet import ROBURCDET
 from sensors.faults.suites.scenario import Scenario
 from sensors.faults.suites.thu_nuscenes_c import THU_NUSCENES_C
 
-__all__ = ["MODALITIES", "PUBLISHED", "SUITES", "Published", "Scenario", "suite_named"]
+__all__ = ["MODALITIES", "PUBLISHED", "SUITES", "Published", "Scenario", "known_fault", "suite_named"]
 
 
 def _cells(faults: tuple[Published, ...], suite: str) -> tuple[Scenario, ...]:
@@ -30,6 +35,8 @@ PUBLISHED: dict[str, tuple[Published, ...]] = {
     "robo3d": ROBO3D,
 }
 """Types of the suites that have severities, by suite."""
+
+_PUBLISHED_BY_NAME = {fault.name: fault for faults in (*PUBLISHED.values(), ROBURCDET) for fault in faults}
 
 _PREFIX = {"multicorrupt": "multicorrupt", "thu-nuscenes-c": "thu", "robobev": "robobev", "robo3d": "robo3d"}
 
@@ -53,3 +60,15 @@ def suite_named(name: str) -> tuple[Scenario, ...]:
     if name not in SUITES:
         raise ValueError(f"expected a suite among {', '.join(SUITES)}, got '{name}'; write one of these")
     return SUITES[name]
+
+
+def known_fault(name: str, channels: Sequence[str] | None = None) -> Fault:
+    """A fault of the catalogue, or a published one such as ``multicorrupt_fog``, on the named channels only.
+
+    Raises:
+        ValueError: there is no such fault, or it cannot harm such a channel.
+    """
+    if name not in _PUBLISHED_BY_NAME:
+        return fault_named(name, channels)
+    fault = _PUBLISHED_BY_NAME[name]
+    return fault if channels is None else restricted(fault, channels)

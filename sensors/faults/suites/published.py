@@ -155,6 +155,11 @@ class Published:
 
     def __post_init__(self):
         if self.channels is not None:
+            choices = CHANNELS_OF_MODALITY[self.modality]
+            if not self.channels or any(channel not in choices for channel in self.channels):
+                raise ValueError(
+                    f"expected channels of {self.name} among {', '.join(choices)}, got {list(self.channels)}"
+                )
             object.__setattr__(self, "channels", tuple(self.channels))
 
     @property

@@ -28,10 +28,11 @@ import numpy as np  # noqa: E402
 from faults_lidar import lidar_rows  # noqa: E402
 from heads import cpu_name  # noqa: E402
 
-from sensors.faults import published_imagecorruptions as ours  # noqa: E402
+from sensors.faults import published_blur, published_imagecorruptions  # noqa: E402
 from sensors.faults.camera import CAMERA_FAULTS  # noqa: E402
 
 SEED, SEVERITY, TIMES_FASTER = 0, 3, 5
+OURS = {**vars(published_imagecorruptions), **vars(published_blur)}
 SHARED = (
     *("gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise", "gaussian_blur", "defocus_blur"),
     *("motion_blur", "zoom_blur", "fog", "snow", "brightness", "contrast", "saturate", "jpeg_compression", "pixelate"),
@@ -65,11 +66,11 @@ def camera_rows(repeats: int = 3) -> tuple[list[dict], dict[str, str]]:
         except Exception as error:  # whatever it is: the peer's failure is listed, not counted
             failed[name] = f"{type(error).__name__}: {error}"
             continue
-        getattr(ours, name)(pixels, SEVERITY, np.random.default_rng(SEED))
+        OURS[name](pixels, SEVERITY, np.random.default_rng(SEED))
         for repeat in range(repeats):
             for k in range(3):
                 rng = np.random.default_rng(3 * repeat + k)
-                mine.append(cpu_ms(lambda name=name, rng=rng: getattr(ours, name)(pixels, SEVERITY, rng)))
+                mine.append(cpu_ms(lambda name=name, rng=rng: OURS[name](pixels, SEVERITY, rng)))
             if not theirs or statistics.median(theirs) < 1000:
                 np.random.seed(repeat)  # noqa: NPY002
                 call = {"severity": SEVERITY, "corruption_name": name}

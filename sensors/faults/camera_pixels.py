@@ -13,12 +13,15 @@ from jaxtyping import Float, Float32, UInt8
 
 from sensors.camera import CameraImage
 from sensors.faults.noise_fields import unit_noise
+from sensors.faults.protocol import Number
 from sensors.frame import Frame
 from sensors.rig import IMAGE_WIDTH_PX
 
 Pixels = UInt8[np.ndarray, "h w 3"]
 DISPLAY_GAMMA = 2.2
 STRIP_ROWS = 32
+CUT = 0.5
+"""Subtracted before OpenCV rounds, which then cuts: published code cuts to whole grey levels."""
 
 
 @dataclass(frozen=True)
@@ -99,3 +102,14 @@ def tone(pixels: Pixels, grey: Float[np.ndarray, "256"] | Float[np.ndarray, "256
     """Every grey level becomes that of a table, of one for all colours or of one for each."""
     table = np.clip(np.rint(grey), 0, 255).astype(np.uint8)
     return cv2.LUT(pixels, table if table.ndim == 1 else table[None])
+
+
+def chosen(values: tuple, severity: int) -> Number | tuple:
+    """The parameter of a severity that counts from 1.
+
+    Raises:
+        ValueError: there is no such severity.
+    """
+    if severity not in range(1, len(values) + 1):
+        raise ValueError(f"expected a severity from 1 to {len(values)}, got {severity}; choose one of these")
+    return values[int(severity) - 1]

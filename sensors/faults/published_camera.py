@@ -12,26 +12,23 @@ import cv2
 import numpy as np
 from jaxtyping import Float, Float32
 
-from sensors.faults.camera_pixels import Pixels, noisy, width_share
+from sensors.faults.camera_pixels import Pixels, chosen, noisy, width_share
 from sensors.faults.noise_fields import plasma, uniform_words
 from sensors.faults.protocol import Number
+from sensors.faults.published_blur import blurred_one_way, motion_blur, zoom_mean
 from sensors.faults.published_imagecorruptions import (
-    blurred_one_way,
     brightness,
-    chosen,
     counted,
     fog,
     fogged,
     gaussian_noise,
     impulse_noise,
-    motion_blur,
     photon_table,
     snow,
     snow_haze,
     snow_layer,
     snowed,
     value_raised,
-    zoom_mean,
 )
 from sensors.faults.published_layers import rain_layer, sun_glow
 from sensors.rig import IMAGE_WIDTH_PX

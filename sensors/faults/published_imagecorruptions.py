@@ -2,43 +2,30 @@
 
 Own code after the published definitions. At 1600 columns the numbers are the published ones; lengths in pixels scale
 with the width elsewhere. As there, results are cut (not rounded) to whole grey levels, noise is per pixel at any size,
-blurs draw their angle per picture. ``frost`` is left out: it needs photographs.
+blurs (in ``published_blur``) draw their angle per picture. ``frost`` is left out: it needs photographs.
 """
 
 from functools import lru_cache
 
 import cv2
 import numpy as np
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Float32, UInt8
 
-from sensors.faults.camera_pixels import Pixels, noisy, width_share
+from sensors.faults.camera_pixels import CUT, Pixels, chosen, noisy
 from sensors.faults.noise_fields import plasma, uniform_words
 from sensors.faults.protocol import Number
+from sensors.faults.published_blur import blurred_one_way, zoomed
 from sensors.rig import IMAGE_WIDTH_PX
-
-_CUT = 0.5
-"""Subtracted before OpenCV rounds, which then cuts."""
-
-
-def chosen(values: tuple, severity: int) -> Number | tuple:
-    """The parameter of a severity that counts from 1.
-
-    Raises:
-        ValueError: there is no such severity.
-    """
-    if severity not in range(1, len(values) + 1):
-        raise ValueError(f"expected a severity from 1 to {len(values)}, got {severity}; choose one of these")
-    return values[int(severity) - 1]
 
 
 def gaussian_noise(pixels: Pixels, severity: int, rng: np.random.Generator) -> Pixels:
     sigma = chosen((0.08, 0.12, 0.18, 0.26, 0.38), severity)
-    return noisy(pixels, np.arange(256) - _CUT, np.full(256, 255 * sigma), rng)
+    return noisy(pixels, np.arange(256) - CUT, np.full(256, 255 * sigma), rng)
 
 
 def speckle_noise(pixels: Pixels, severity: int, rng: np.random.Generator) -> Pixels:
     sigma = chosen((0.15, 0.2, 0.35, 0.45, 0.6), severity)
-    return noisy(pixels, np.arange(256) - _CUT, sigma * np.arange(256.0), rng)
+    return noisy(pixels, np.arange(256) - CUT, sigma * np.arange(256.0), rng)
 
 
 def shot_noise(pixels: Pixels, severity: int, rng: np.random.Generator) -> Pixels:
@@ -78,71 +65,6 @@ def salt_and_pepper(pixels: Pixels, share: Number, rng: np.random.Generator) -> 
     return cv2.bitwise_or(kept, cv2.compare(draws, float(65536 - half), cv2.CMP_GE)).reshape(pixels.shape)
 
 
-def gaussian_blur(pixels: Pixels, severity: int, rng: np.random.Generator) -> Pixels:
-    sigma = chosen((1.0, 2.0, 3.0, 4.0, 6.0), severity) * width_share(pixels)
-    return cv2.GaussianBlur(pixels, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE)
-
-
-def defocus_blur(pixels: Pixels, severity: int, rng: np.random.Generator) -> Pixels:
-    radius, alias_sigma = chosen(((3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5)), severity)
-    share = width_share(pixels)
-    radius_px = max(1, round(radius * share))
-    half = max(8 if radius <= 8 else radius, radius_px) if share == 1 else radius_px + 2
-    y, x = np.mgrid[-half : half + 1, -half : half + 1]
-    disk = (x**2 + y**2 <= radius_px**2).astype(np.float32)
-    window = (3, 3) if radius <= 8 else (5, 5)
-    disk = cv2.GaussianBlur(disk / disk.sum(), window, alias_sigma)
-    rows = np.flatnonzero(disk.any(axis=1))
-    disk = disk[rows[0] : rows[-1] + 1, rows[0] : rows[-1] + 1]
-    return cv2.filter2D(pixels, -1, disk, delta=-_CUT, borderType=cv2.BORDER_REFLECT_101)
-
-
-def motion_blur(pixels: Pixels, severity: int, rng: np.random.Generator) -> Pixels:
-    radius, sigma = chosen(((10, 3), (15, 5), (15, 8), (15, 12), (20, 15)), severity)
-    return blurred_one_way(pixels, radius, sigma, rng.uniform(-45, 45))
-
-
-def blurred_one_way(
-    pixels: UInt8[np.ndarray, "h w 3"] | UInt8[np.ndarray, "h w"], radius_px: Number, sigma_px: Number, angle_deg: float
-) -> UInt8[np.ndarray, "h w 3"] | UInt8[np.ndarray, "h w"]:
-    """Half a bell along a straight path of 2 radius + 1 whole steps from each pixel, edges repeated, result cut."""
-    share = pixels.shape[1] / IMAGE_WIDTH_PX
-    steps = np.arange(2 * max(1, round(radius_px * share)) + 1)
-    weights = np.exp(-(steps**2) / (2 * (sigma_px * share) ** 2))
-    angle = np.deg2rad(angle_deg)
-    at = np.ceil(np.outer(steps, [np.cos(angle), np.sin(angle)]) - 0.5).astype(int)
-    low = at.min(axis=0)
-    kernel = np.zeros(tuple((at.max(axis=0) - low + 1)[::-1]), np.float32)
-    np.add.at(kernel, (at[:, 1] - low[1], at[:, 0] - low[0]), weights / weights.sum())
-    anchor = (int(-low[0]), int(-low[1]))
-    return cv2.filter2D(pixels, -1, kernel, anchor=anchor, delta=-_CUT, borderType=cv2.BORDER_REPLICATE)
-
-
-def zoom_blur(pixels: Pixels, severity: int, rng: np.random.Generator) -> Pixels:
-    end, step = chosen(((1.11, 0.01), (1.16, 0.01), (1.21, 0.02), (1.26, 0.02), (1.31, 0.03)), severity)
-    return zoom_mean(pixels, np.arange(1, end, step))
-
-
-def zoom_mean(pixels: Pixels, factors: Float[np.ndarray, "n"]) -> Pixels:
-    """Mean of the picture and its enlargements about the middle, cut to whole grey levels."""
-    total = pixels.astype(np.float32)
-    for factor in factors:
-        cv2.accumulate(zoomed(pixels, float(factor)), total)
-    return cv2.convertScaleAbs(np.maximum(total / (len(factors) + 1) - _CUT, 0))
-
-
-def zoomed(layer: np.ndarray, factor: float) -> np.ndarray:
-    """The middle enlarged, linear between pixels, corner pixel on corner pixel, as SciPy's zoom places them."""
-    matrix = np.zeros((2, 3))
-    for axis, length in enumerate((layer.shape[1], layer.shape[0])):
-        crop = int(np.ceil(length / factor))
-        enlarged = round(crop * factor)
-        matrix[axis, axis] = (crop - 1) / max(enlarged - 1, 1)
-        matrix[axis, 2] = (length - crop) // 2
-    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    return cv2.warpAffine(layer, matrix, layer.shape[1::-1], flags=flags, borderMode=cv2.BORDER_REPLICATE)
-
-
 def fog(pixels: Pixels, severity: int, rng: np.random.Generator) -> Pixels:
     strength, decay = chosen(((1.5, 2.0), (2.0, 2.0), (2.5, 1.7), (2.5, 1.5), (3.0, 1.4)), severity)
     return fogged(pixels, strength * plasma(pixels.shape[:2], decay, rng), strength)
@@ -154,7 +76,7 @@ def fogged(pixels: Pixels, added: Float32[np.ndarray, "h w"], strength: Number) 
     scale = brightest / (brightest + strength) if brightest else 0.0
     # Stored to 1/65535: an eight bit veil would lose a third of a grey level.
     veil = cv2.merge([cv2.multiply(added, 255 * scale)] * 3)
-    return cv2.addWeighted(pixels, scale, veil, 1.0, -_CUT, dtype=cv2.CV_8U)
+    return cv2.addWeighted(pixels, scale, veil, 1.0, -CUT, dtype=cv2.CV_8U)
 
 
 def snow(pixels: Pixels, severity: int, rng: np.random.Generator) -> Pixels:
@@ -188,7 +110,7 @@ def snow_layer(
 def snow_haze(pixels: Pixels, mix: Number) -> Pixels:
     """mix x + (1 - mix) max(x, 1.5 grey + 0.5)."""
     grey = cv2.cvtColor(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-    hazed = cv2.addWeighted(pixels, mix, grey, 1.5 * (1 - mix), 127.5 * (1 - mix) - _CUT)
+    hazed = cv2.addWeighted(pixels, mix, grey, 1.5 * (1 - mix), 127.5 * (1 - mix) - CUT)
     return cv2.max(pixels, hazed)
 
 
@@ -242,7 +164,7 @@ def resaturated(pixels: Pixels, factor: Number, added: Number) -> Pixels:
     if added:
         grey = (high[..., 0] == low) & (low > 0)
         changed[..., 1:][grey] = low[grey, None] * (1 - added)
-    return cv2.convertScaleAbs(np.maximum(changed - _CUT + 1e-3, 0))
+    return cv2.convertScaleAbs(np.maximum(changed - CUT + 1e-3, 0))
 
 
 @lru_cache(maxsize=8)

@@ -96,7 +96,11 @@ def _rcs_loss(sweep: RadarSweep, level: float, rng: np.random.Generator, frame: 
 
 
 def _range_azimuth_noise(sweep: RadarSweep, level: float, rng: np.random.Generator, frame: Frame) -> RadarSweep:
-    """Polar noise in the sensor frame; velocities turn along, so that they stay radial."""
+    """Polar noise in the sensor frame.
+
+    The measured range rate knows nothing of the wrong azimuth, so the raw velocity turns along with the point. What the
+    sensor adds for its own motion is worked out at the wrong azimuth: a standing point seems to move.
+    """
     sigma_deg = np.interp(level, (0.0, *RADAR_RANGE_AZIMUTH_NOISE.levels), (0.0, 0.5, 1.0, 2.0, 3.0, 5.0))
     range_m = range_of(sweep)
     noise_m, noise_rad = (
@@ -104,11 +108,15 @@ def _range_azimuth_noise(sweep: RadarSweep, level: float, rng: np.random.Generat
         np.deg2rad(sigma_deg) * rng.standard_normal(len(sweep)),
     )
     stretch = np.maximum(range_m + noise_m, 0.1) / np.maximum(range_m, 1e-3)
-    flat = _turned(sweep.xyz_m[:, :2], noise_rad) * stretch[:, None].astype(np.float32)
+    flat = _turned(sweep.xyz_m[:, :2], noise_rad)
+    before, after = (xy / np.maximum(range_m, 1e-3)[:, None] for xy in (sweep.xyz_m[:, :2], flat))
+    added_mps = (after - before) @ _forward_mps(sweep, frame)
+    along = (after * added_mps[:, None]).astype(sweep.velocity_mps.dtype)
+    flat = flat * stretch[:, None].astype(flat.dtype)
     return replace(
         sweep,
         xyz_m=np.concatenate([flat, sweep.xyz_m[:, 2:]], axis=1).astype(sweep.xyz_m.dtype),
-        velocity_mps=_turned(sweep.velocity_mps, noise_rad),
+        velocity_mps=_turned(sweep.velocity_mps, noise_rad) + along,
         velocity_raw_mps=_turned(sweep.velocity_raw_mps, noise_rad),
     )
 

@@ -9,7 +9,9 @@ from sensors.faults.catalogue import fault_named
 from sensors.faults.protocol import Draws
 from sensors.faults.radar import MAX_RANGE_M, azimuth_of, range_of
 from sensors.frame import NoHistory
+from sensors.radar import read_radar
 from sensors.rig import NUSCENES_RIG
+from sensors.transforms import RigidTransform
 from tests.sensors.fault_measures import angle_deg
 from tests.sensors.toy_frames import toy_frame, toy_radar
 
@@ -147,6 +149,37 @@ def test_compensated_velocity_stays_radial(name):
     for sweeps in applied(name, fault_named(name).levels[-1]).radars.values():
         _, across = radial_speed(sweeps[0], sweeps[0].velocity_mps)
         assert np.abs(across).max() < 1e-4
+
+
+def test_a_wrong_azimuth_keeps_the_range_rate_and_moves_what_stands():
+    channel = "RADAR_FRONT_LEFT"
+    frame = replace(FRAME, radars={channel: (toy_radar(channel, 1, 500),)})
+    before, after = frame.radars[channel][0], applied("radar_range_azimuth_noise", 2.0, frame).radars[channel][0]
+    rate = [radial_speed(sweep, sweep.velocity_raw_mps)[0] for sweep in (before, after)]
+    assert rate[1] == pytest.approx(rate[0], abs=1e-4)
+    # Straight on at 8 m/s, 55 deg to the left: the sensor's own speed along its line of sight at an azimuth.
+    own = [8 * np.cos(azimuth_of(sweep) + before.ego_from_radar.yaw_rad) for sweep in (before, after)]
+    speed = [radial_speed(sweep, sweep.velocity_mps)[0] for sweep in (before, after)]
+    assert speed[1] - speed[0] == pytest.approx(own[1] - own[0], abs=1e-4)
+    standing = np.abs(speed[0]) < 1e-6
+    assert 0.2 < speed[1][standing].std() < 1.0
+
+
+def test_a_real_radar_compensates_as_ours_do_at_a_wrong_azimuth(nuscenes_real):
+    sweep = read_radar(next((nuscenes_real / "radar").glob("*.pcd")), 0.0, RigidTransform.identity())
+    line = sweep.xyz_m[:, :2] / range_of(sweep)[:, None]
+    added = radial_speed(sweep, sweep.velocity_mps - sweep.velocity_raw_mps)[0]
+    own = np.linalg.lstsq(line, added, rcond=None)[0]
+    # compensated = (raw + own) along the line of sight, in the file as it is and with wrong azimuths.
+    posed = replace(sweep, ego_from_radar=RigidTransform.from_yaw(-float(np.arctan2(own[1], own[0]))))
+    frame = replace(FRAME, radars={"RADAR_BACK_RIGHT": (posed,)}, ego_speed_mps=float(np.hypot(*own)))
+    after = applied("radar_range_azimuth_noise", 2.0, frame).radars["RADAR_BACK_RIGHT"][0]
+    assert np.rad2deg(np.abs(azimuth_of(after) - azimuth_of(sweep))).max() > 5
+    for measured in (posed, after):
+        speed, across = radial_speed(measured, measured.velocity_mps)
+        raw, _ = radial_speed(measured, measured.velocity_raw_mps + own.astype(np.float32))
+        assert np.abs(across).max() < 1e-4
+        assert speed == pytest.approx(raw, abs=1e-4)
 
 
 def test_doppler_noise_and_alias_change_raw_and_compensated_speed_alike():

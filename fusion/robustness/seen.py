@@ -7,8 +7,9 @@ import yaml
 
 from datamodules.mixture import mixture_faults
 from sensors.faults.catalogue import CATALOGUE
-from sensors.faults.suites import Scenario
+from sensors.faults.suites import PUBLISHED_FAULTS, Scenario
 
+_KNOWN = (*CATALOGUE, *PUBLISHED_FAULTS)
 _DROPS = frozenset(fault.name for fault in CATALOGUE if fault.family == "lost")
 
 
@@ -16,7 +17,7 @@ def trained_faults(config: Path) -> frozenset[str] | None:
     """Names of the faults that a run's ``config.yaml`` names; None without such a file."""
     if not config.is_file():
         return None
-    names = {fault.name for fault in CATALOGUE}
+    names = {fault.name for fault in _KNOWN}
     written = yaml.safe_load(config.read_text(encoding="utf-8"))
     found = set(_of_mixtures(written))
     for text in _texts(written):
@@ -60,5 +61,5 @@ def seen_in_training(scenario: Scenario, trained: frozenset[str] | None) -> str 
         return None
     if all(fault.name in trained for fault, _ in scenario.steps):
         return "fault"
-    families = {fault.family for fault in CATALOGUE if fault.name in trained}
+    families = {fault.family for fault in _KNOWN if fault.name in trained}
     return "family" if all(fault.family in families for fault, _ in scenario.steps) else "neither"

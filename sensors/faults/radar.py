@@ -151,9 +151,10 @@ def _forward_mps(sweep: RadarSweep, frame: Frame) -> Float[np.ndarray, "2"]:
 
 
 def _blocked(sweep: RadarSweep, level: float, rng: np.random.Generator, frame: Frame) -> RadarSweep:
-    """Dirt on the cover, from one edge of the field of view."""
+    """Dirt on the cover, from one edge of the field of view; what lies beyond the view goes with its edge."""
     side = 1.0 if rng.random() < 0.5 else -1.0
-    return sweep.select(side * azimuth_of(sweep) < HALF_VIEW_RAD * (1 - 2 * level))
+    inwards = np.maximum(side * azimuth_of(sweep), -HALF_VIEW_RAD)
+    return sweep.select(inwards < HALF_VIEW_RAD * (1 - 2 * level))
 
 
 def range_of(sweep: RadarSweep) -> Float[np.ndarray, "n"]:

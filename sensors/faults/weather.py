@@ -92,15 +92,18 @@ CAMERA_FOG = SensorFault("camera_fog", "weather", "camera", FOG_UNIT, FOG_LEVELS
 _RADAR_FOG = SensorFault("radar_fog", "weather", "radar", FOG_UNIT, FOG_LEVELS, effect=_radar_fog, worst=1.0)
 FOG = Weather("fog", "weather", "all", FOG_UNIT, FOG_LEVELS, worst=1.0, parts=(CAMERA_FOG, LIDAR_FOG, _RADAR_FOG))
 
-_CAMERA_RAIN = SensorFault("camera_rain", "weather", "camera", "mm/h", RAIN_LEVELS, effect=_camera_rain, worst=150.0)
+CAMERA_RAIN = SensorFault("camera_rain", "weather", "camera", "mm/h", RAIN_LEVELS, effect=_camera_rain, worst=150.0)
 _LIDAR_RAIN = replace(LIDAR_RAIN, effect=_rain_on_lidar)
 _RADAR_RAIN = SensorFault("radar_rain", "weather", "radar", "mm/h", RAIN_LEVELS, effect=_radar_rain, worst=150.0)
 RAIN = Weather(
-    "rain", "weather", "all", "mm/h", RAIN_LEVELS, worst=150.0, parts=(_CAMERA_RAIN, _LIDAR_RAIN, _RADAR_RAIN)
+    "rain", "weather", "all", "mm/h", RAIN_LEVELS, worst=150.0, parts=(CAMERA_RAIN, _LIDAR_RAIN, _RADAR_RAIN)
 )
 
-_CAMERA_SNOW = SensorFault("camera_snow", "weather", "camera", "mm/h", SNOW_LEVELS, effect=_camera_snow, worst=10.0)
+CAMERA_SNOW = SensorFault("camera_snow", "weather", "camera", "mm/h", SNOW_LEVELS, effect=_camera_snow, worst=10.0)
 _RADAR_SNOW = SensorFault("radar_snow", "weather", "radar", "mm/h", SNOW_LEVELS, effect=_radar_snow, worst=10.0)
-SNOW = Weather("snow", "weather", "all", "mm/h", SNOW_LEVELS, worst=10.0, parts=(_CAMERA_SNOW, LIDAR_SNOW, _RADAR_SNOW))
+SNOW = Weather("snow", "weather", "all", "mm/h", SNOW_LEVELS, worst=10.0, parts=(CAMERA_SNOW, LIDAR_SNOW, _RADAR_SNOW))
 
-WEATHER_FAULTS = (CAMERA_FOG, LIDAR_FOG, FOG, LIDAR_RAIN, RAIN, LIDAR_SNOW, SNOW, WET_GROUND)
+WEATHER_FAULTS = (
+    *(CAMERA_FOG, LIDAR_FOG, FOG, CAMERA_RAIN, LIDAR_RAIN, RAIN),
+    *(CAMERA_SNOW, LIDAR_SNOW, SNOW, WET_GROUND),
+)

@@ -14,7 +14,7 @@ from datamodules.schedules import Cosine, Moment, Ramp, Steps
 from sensors.faults.catalogue import families, fault_named
 from sensors.faults.protocol import Draws
 from sensors.faults.severity import place_on_ladder
-from sensors.faults.suites import known_fault
+from sensors.faults.suites import Scenario, known_fault
 from sensors.faults.time_course import Onset
 from sensors.frame import NoHistory
 from sensors.rig import CAMERAS, CHANNELS, LIDAR
@@ -350,3 +350,24 @@ def test_recipe_of_roburcdet_is_eight_to_two_with_four_noises_alike():
     counts = Counter(names)
     assert set(counts) == {f"roburcdet_{kind}" for kind in ("missing", "spurious", "shift", "disturbance")}
     assert all(count / 400 == near(0.05, 400) for count in counts.values())
+
+
+def test_what_a_run_saw_is_read_from_its_mixture(tmp_path):
+    from omegaconf import OmegaConf
+
+    from fusion.commands.compose import compose
+    from fusion.robustness.seen import seen_in_training, trained_faults
+
+    def seen(choice, *steps):
+        path = tmp_path / "config.yaml"
+        OmegaConf.save(compose([f"faults={choice}"]), path)
+        return seen_in_training(Scenario("x", steps), trained_faults(path))
+
+    assert seen("mixture", ("fog", 0.02)) == "fault"
+    assert seen("leave-out-weather", ("fog", 0.02)) == "neither"
+    assert seen("leave-out-weather", ("lidar_drop", 1)) == "fault"
+    assert seen("leave-out-lost", ("lidar_drop", 1)) == "neither"
+    assert seen("leave-out-weather", (known_fault("multicorrupt_dark"), 2)) == "family"
+    assert seen("roburcdet", (known_fault("roburcdet_shift"), 1)) == "fault"
+    assert seen("roburcdet", ("radar_doppler_noise", 1.0)) == "family"
+    assert seen("bursts", (Onset("camera_blackout"), 6)) == "fault"

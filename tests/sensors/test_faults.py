@@ -75,7 +75,7 @@ def test_harm_grows_from_level_to_level(fault, scene):
     # Where channels do not depend on one another, a few are as good as all.
     kept = {*scope} & FEW_CHANNELS if isinstance(fault, SensorFault | Weather) else {*scope}
     frame = with_measurements(scene[-1], {channel: None for channel in CHANNELS if channel not in kept})
-    if fault.name == "camera_fog":
+    if fault.name in ("camera_fog", "camera_rain", "camera_snow"):
         frame = replace(frame, lidar=scene[-1].lidar)
     harms = [
         np.mean([harm(frame, applied(fault, frame, history_of(scene), level, token)) for token in tokens])

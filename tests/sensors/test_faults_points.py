@@ -221,4 +221,8 @@ def test_blocked_radar_loses_one_side_of_its_view():
     after = applied("radar_blocked", 0.5).radars["RADAR_FRONT"][0]
     sides = [rows(before.select(azimuth_of(before) < 0)), rows(before.select(azimuth_of(before) > 0))]
     assert rows(after) in sides
-    assert len(applied("radar_blocked", 1.0).radars["RADAR_FRONT"][0]) == 0
+    # Near the sensor some see wider than 60 deg: a cover that is blocked everywhere leaves nothing of that either.
+    wide = replace(before, xyz_m=before.xyz_m @ RigidTransform.from_yaw(1.0).rotation.T.astype(np.float32))
+    for sweep in (before, wide):
+        frame = replace(FRAME, radars={"RADAR_FRONT": (sweep,)})
+        assert len(applied("radar_blocked", 1.0, frame).radars["RADAR_FRONT"][0]) == 0

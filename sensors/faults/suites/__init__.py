@@ -15,7 +15,16 @@ from sensors.faults.suites.roburcdet import ROBURCDET
 from sensors.faults.suites.scenario import Scenario
 from sensors.faults.suites.thu_nuscenes_c import THU_NUSCENES_C
 
-__all__ = ["MODALITIES", "PUBLISHED", "SUITES", "Published", "Scenario", "known_fault", "suite_named"]
+__all__ = [
+    "MODALITIES",
+    "PUBLISHED",
+    "PUBLISHED_FAULTS",
+    "SUITES",
+    "Published",
+    "Scenario",
+    "known_fault",
+    "suite_named",
+]
 
 
 def _cells(faults: tuple[Published, ...], suite: str) -> tuple[Scenario, ...]:
@@ -36,7 +45,10 @@ PUBLISHED: dict[str, tuple[Published, ...]] = {
 }
 """Types of the suites that have severities, by suite."""
 
-_PUBLISHED_BY_NAME = {fault.name: fault for faults in (*PUBLISHED.values(), ROBURCDET) for fault in faults}
+PUBLISHED_FAULTS = tuple(fault for faults in (*PUBLISHED.values(), ROBURCDET) for fault in faults)
+"""All published corruptions, RobuRCDet's training noises included."""
+
+_PUBLISHED_BY_NAME = {fault.name: fault for fault in PUBLISHED_FAULTS}
 
 _PREFIX = {"multicorrupt": "multicorrupt", "thu-nuscenes-c": "thu", "robobev": "robobev", "robo3d": "robo3d"}
 

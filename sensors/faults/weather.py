@@ -42,8 +42,8 @@ def _rain_on_lidar(sweep: LidarSweep, level: float, rng: np.random.Generator, fr
 
 def _radar_fog(sweep: RadarSweep, level: float, rng: np.random.Generator, frame: Frame) -> RadarSweep:
     """Liquid water of (0.024 / visibility in km)^1.54 g/m3, which takes 4.3 dB/km per g/m3 (ITU-R P.840)."""
-    visibility_km = np.log(20) / level / 1000
-    return attenuated(sweep, 4.3 * (0.024 / visibility_km) ** 1.54)
+    per_visible_km = 1000 * level / np.log(20)
+    return attenuated(sweep, 4.3 * (0.024 * per_visible_km) ** 1.54)
 
 
 def _radar_rain(sweep: RadarSweep, level: float, rng: np.random.Generator, frame: Frame) -> RadarSweep:

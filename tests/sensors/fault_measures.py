@@ -89,9 +89,10 @@ def _harm_of_sweep(before, after) -> float:
     total = 100.0 * (lost + added) / len(before)
     pairs = np.arange(len(before))[:, None].repeat(2, axis=1) if len(before) == len(after) else np.array(intact)
     if len(pairs):
-        old, new = before.select(pairs[:, 0]), after.select(pairs[:, 1])
+        old, new = pairs.T
         for name in ("xyz_m", "intensity", "velocity_mps", "rcs_dbsm"):
             if hasattr(before, name):
-                total += np.abs(getattr(new, name) - getattr(old, name)).mean()
-        total += np.abs(new.to_ego()[0] - old.to_ego()[0]).mean()
+                total += np.abs(getattr(after, name)[new] - getattr(before, name)[old]).mean()
+        poses = [getattr(sweep, "ego_from_lidar", None) or sweep.ego_from_radar for sweep in (before, after)]
+        total += np.abs(poses[1].points(after.xyz_m[new]) - poses[0].points(before.xyz_m[old])).mean()
     return total

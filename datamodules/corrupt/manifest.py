@@ -18,13 +18,16 @@ NOTICE = (
 )
 
 
-def manifest_of(request: CopyRequest, records: Sequence[dict], num_others: int, num_removed: int) -> dict:
+def manifest_of(
+    request: CopyRequest, records: Sequence[dict], num_others: int, num_removed: int, num_lacking: int
+) -> dict:
     """What was applied to what, with which seed and versions. Equal requests give equal manifests.
 
     Args:
         records: of all samples, in order.
         num_others: files that belong to no keyframe and are kept as they are.
         num_removed: rows that were taken out of ``sample_data``.
+        num_lacking: sweeps that the source's tables name and its disk lacks.
     """
     channels = Counter(channel for record in records for channel in record["lost_channels"])
     what = request.scenario or request.fault
@@ -46,6 +49,7 @@ def manifest_of(request: CopyRequest, records: Sequence[dict], num_others: int, 
             "without_file": sum(len(record["lost"]) for record in records),
             "with_new_calibration_or_time": sum(len(record["changed"]) for record in records),
             "taken_out_of_sample_data": num_removed,
+            "sweeps_that_the_source_lacks": num_lacking,
         },
         "lost_keyframes_by_channel": dict(sorted(channels.items())),
         "faults_by_sample": FAULTS,

@@ -9,13 +9,13 @@ from jaxtyping import UInt8
 
 from datamodules.corrupt.files import link, put
 from datamodules.corrupt.request import CopyRequest
-from datamodules.nuscenes import NuScenesFrames
+from datamodules.corrupt.source import open_source
 from sensors.camera import CameraImage
 from sensors.faults.protocol import measurement_of
 from sensors.frame import Frame, Single
 from sensors.lidar import LidarSweep, encode_lidar
 from sensors.radar import encode_radar
-from sensors.rig import CAMERAS, CHANNELS, LIDAR, RADARS
+from sensors.rig import CHANNELS, LIDAR, RADARS
 from sensors.transforms import RigidTransform
 
 _POSES = ("ego_from_camera", "ego_from_lidar", "ego_from_radar")
@@ -24,39 +24,21 @@ _POSES = ("ego_from_camera", "ego_from_lidar", "ego_from_radar")
 class SampleCopier:
     """Writes the files of single keyframes.
 
-    A measurement belongs to the keyframe that it leads to: a keyframe's sweeps are those since the keyframe before. So
-    every file is harmed once, with the draws that an evaluation makes for it as the sweep of that place.
+    A measurement belongs to the keyframe that it leads to. So every file is harmed once, with the draws that an
+    evaluation makes for it as the sweep of that place.
+
+    Attributes:
+        num_lacking: sweeps that the tables name and the disk lacks, where it holds keyframes alone.
     """
 
     def __init__(self, request: CopyRequest, out: Path):
         self.request, self.out = request, out
         self.scenario = request.corruptor()
-        touched = request.touched()
-        self.frames = NuScenesFrames(
-            request.root,
-            request.version,
-            request.split,
-            cameras=any(channel in touched for channel in CAMERAS),
-            close_m=request.close_m,
-        )
-        keyframes = self.frames.index.samples.keyframes
-        self._is_keyframe = np.zeros(len(self.frames.index.measurements.filename), bool)
-        self._is_keyframe[keyframes[keyframes >= 0]] = True
-        places = {bytes(token): row for row, token in enumerate(self.frames.index.samples.token)}
-        self._rows = [places[token.encode()] for token in self.frames.tokens]
+        self.frames, self._chains, self.num_lacking = open_source(request)
 
     def chains(self, i: int) -> dict[str, list[int]]:
         """Rows of the measurements that belong to keyframe ``i``, by channel, newest first."""
-        chains = {}
-        for channel, newest in zip(CHANNELS, self.frames.index.samples.keyframes[self._rows[i]].tolist(), strict=True):
-            chain = [newest] if newest >= 0 else []
-            while chain and channel not in CAMERAS:
-                before = int(self.frames.index.measurements.previous[chain[-1]])
-                if before < 0 or self._is_keyframe[before]:
-                    break
-                chain.append(before)
-            chains[channel] = chain
-        return chains
+        return self._chains[i]
 
     def harmed(self, i: int) -> tuple[Frame, Frame, tuple[str, ...]]:
         """Keyframe ``i`` with its own sweeps as read, the same after the faults, and the names of what was done.

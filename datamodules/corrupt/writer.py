@@ -182,7 +182,8 @@ def _finish(copier: SampleCopier) -> dict:
         if path.is_file():
             link(out, path.relative_to(request.root).as_posix(), path)
     put(out, FAULTS, encoded(faults_of(records)))
-    manifest = json.loads(json.dumps(manifest_of(request, records, len(others), changes.num_removed)))
+    content = manifest_of(request, records, len(others), changes.num_removed, copier.num_lacking)
+    manifest = json.loads(json.dumps(content))
     put(out, MANIFEST, encoded(manifest))
     shutil.rmtree(out / NOTES, ignore_errors=True)
     return manifest

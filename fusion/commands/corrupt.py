@@ -59,6 +59,8 @@ def run(arguments: list[str]) -> int:
         "sensors without a file",
         soft_wrap=True,
     )
+    if lacking := files["sweeps_that_the_source_lacks"]:
+        console.print(f"Keyframes alone: the source lacks {lacking} sweeps that its tables name.", soft_wrap=True)
     if files["without_file"]:
         console.print("Our readers take missing=absent for them; lost=empty writes empty files instead.")
     return 0

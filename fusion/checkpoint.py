@@ -111,6 +111,48 @@ def load_model(path: Path, model: nn.Module, average: bool = True) -> None:
     model.load_state_dict(weights)
 
 
+PARTS = {
+    "all": ("",),
+    "camera": ("cameras.", "merge.projections.camera.", "merge.missing.camera"),
+    "lidar": ("lidar.", "merge.projections.lidar.", "merge.missing.lidar"),
+    "radar": ("radar.", "merge.projections.radar.", "merge.missing.radar"),
+}
+"""What of a model a training can start from another run's weights: everything, or one sensor's way into the merge."""
+
+
+def start_from(model: nn.Module, part: str, path: Path) -> int:
+    """Put one part of another run's weights into a model that is about to be trained; the rest stays as it is.
+
+    Args:
+        part: one of PARTS. With ``all``, parameters that only the new model has (such as early exits) keep their start.
+        path: checkpoint; its running average is taken where there is one.
+
+    Returns:
+        How many tensors were taken over.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: an unknown part, none of it in the checkpoint, or a tensor that the model lacks or shapes otherwise.
+    """
+    if part not in PARTS:
+        raise ValueError(f"expected start_from to name {', '.join(PARTS)}, got '{part}'; give part: RUN")
+    weights = {
+        name: value
+        for name, value in model_weights(read_checkpoint(path)).items()
+        if name.startswith(PARTS[part]) and not name.startswith("router.")
+    }
+    own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    wrong = [f"{name} {list(value.shape)}" for name, value in weights.items() if own.get(name) != tuple(value.shape)]
+    if wrong or not weights:
+        what = f"{wrong[0]}, which the model has not ({len(wrong)} such)" if wrong else "none"
+        raise ValueError(
+            f"expected weights of the part '{part}' in {path} that fit the model, got {what}; start from a run of the "
+            "same encoders"
+        )
+    model.load_state_dict(weights, strict=False)
+    return len(weights)
+
+
 def require_same_model(weights: Mapping[str, Tensor], model: nn.Module, path: Path | str) -> None:
     """That names and shapes are those of the model.
 

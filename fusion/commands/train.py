@@ -5,6 +5,7 @@ Trains a model on nuScenes or on a synthetic town. Groups (folders of configs/):
 suite, experiment. Any key of theirs can be set: data.root=/data/nuscenes data.version=v1.0-mini trainer.max_epochs=20
 trainer.devices=4 trainer.precision=bf16-mixed. The run directory holds the configuration, checkpoints, losses
 (train.csv, validation.csv, tensorboard/); dynfusion evaluate adds the official scores.
+start_from={lidar: RUN, camera: RUN} begins with the encoders of other runs, start_from={all: RUN} with all they have.
 resume=RUN goes on with a run that stopped, exactly where its last checkpoint was written.
 """
 
@@ -60,6 +61,8 @@ def train(config, run_dir: Path, resume: bool = False) -> RunDirectory:
     for split in (data.train_split, data.val_split):
         data.frames(split)
     model = instantiate(config.model)
+    if not resume:
+        begin_with(model, config.get("start_from"))
     plain = OmegaConf.to_container(config, resolve=True)
     task = instantiate(config.stages, _partial_=True)(model=model, seed=config.seed)
     task.run_config = plain
@@ -76,3 +79,22 @@ def train(config, run_dir: Path, resume: bool = False) -> RunDirectory:
         checkpoint = None
     trainer.fit(task, datamodule=data, ckpt_path=checkpoint)
     return directory
+
+
+def begin_with(model, sources) -> None:
+    """Weights of other runs: of everything first, then of single sensors, whatever the order they are named in.
+
+    Raises:
+        FileNotFoundError: no such run, or a run without a checkpoint.
+        ValueError: ``sources`` is no mapping of parts to runs, or the weights do not fit.
+    """
+    from omegaconf import DictConfig
+
+    from fusion.checkpoint import start_from
+
+    if sources is None:
+        return
+    if not isinstance(sources, DictConfig):
+        raise ValueError(f"expected start_from={{part: RUN}}, such as {{all: runs/a}}, got '{sources}'")
+    for part, run in sorted(sources.items(), key=lambda source: source[0] != "all"):
+        start_from(model, str(part), RunDirectory.existing(Path(run)).require_checkpoint())

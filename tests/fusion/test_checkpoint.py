@@ -7,7 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from fusion.checkpoint import AtomicCheckpointIO, load_model, model_weights, read_checkpoint, require_plain
+from fusion.checkpoint import (
+    AtomicCheckpointIO,
+    load_model,
+    model_weights,
+    read_checkpoint,
+    require_plain,
+    start_from,
+)
 
 
 def checkpoint_of(model: nn.Module, average: dict | None = None) -> dict:
@@ -105,3 +112,42 @@ def test_another_model_is_refused_by_the_first_differences(saved):
     assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match=r"0.bias \['absent'\] instead of \[3\]; .* and 1 more"):
         load_model(path, nn.Sequential(nn.Linear(2, 3)))
+
+
+class Parts(nn.Module):
+    """Names as in FusionModel."""
+
+    def __init__(self, width: int = 3):
+        super().__init__()
+        self.lidar, self.cameras, self.router = nn.Linear(2, width), nn.Linear(2, 3), nn.Linear(2, 3)
+        self.merge = nn.ModuleDict(
+            {"projections": nn.ModuleDict({"lidar": nn.Linear(3, 3), "camera": nn.Linear(3, 3)})}
+        )
+        self.trunk = nn.Linear(3, 3)
+
+
+def test_a_part_of_another_run_is_taken_over_and_nothing_else(tmp_path):
+    source, model, untouched = Parts(), Parts(), Parts()
+    untouched.load_state_dict(model.state_dict())
+    AtomicCheckpointIO().save_checkpoint(checkpoint_of(source), tmp_path / "a.ckpt")
+    assert start_from(model, "lidar", tmp_path / "a.ckpt") == 4
+    for name, value in model.state_dict().items():
+        origin = source if name.startswith(("lidar", "merge.projections.lidar")) else untouched
+        assert torch.equal(value, origin.state_dict()[name]), name
+    # A router was taught with the prices and the losses of its own model.
+    assert start_from(model, "all", tmp_path / "a.ckpt") == 10
+    assert torch.equal(model.trunk.weight, source.trunk.weight)
+    assert torch.equal(model.router.weight, untouched.router.weight)
+
+
+def test_a_part_that_does_not_fit_is_refused_by_name(tmp_path):
+    AtomicCheckpointIO().save_checkpoint(checkpoint_of(Parts(4)), tmp_path / "a.ckpt")
+    model = Parts()
+    before = model.lidar.weight.clone()
+    with pytest.raises(ValueError, match=r"lidar\.weight \[4, 2\], which the model has not \(2 such\)"):
+        start_from(model, "lidar", tmp_path / "a.ckpt")
+    assert torch.equal(model.lidar.weight, before)
+    with pytest.raises(ValueError, match="expected start_from to name all, camera, lidar, radar, got 'head'"):
+        start_from(model, "head", tmp_path / "a.ckpt")
+    with pytest.raises(ValueError, match="part 'radar'.*got none"):
+        start_from(model, "radar", tmp_path / "a.ckpt")

@@ -27,6 +27,8 @@ class CameraBatch:
         present: whether the camera delivered a picture.
         depth_m: target for depth supervision from the *clean* LiDAR, nearest point per cell of ``depth_stride``
             pixels; 0 where there is none. None outside training.
+        center_maps: target for perspective supervision, where the *clean* labels' centres are, by class; on the cells
+            of ``depth_m``. None outside training and where it was not asked for.
     """
 
     images: Float32[Tensor, "b n 3 h w"]
@@ -34,6 +36,7 @@ class CameraBatch:
     ego_from_camera: Float32[Tensor, "b n 4 4"]
     present: Bool[Tensor, "b n"]
     depth_m: Float32[Tensor, "b n dh dw"] | None = None
+    center_maps: Float32[Tensor, "b n 10 dh dw"] | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -56,6 +56,7 @@ def _cameras(samples: list[Sample]) -> CameraBatch | None:
         ego_from_camera=_stacked([view.ego_from_camera for view in views]),
         present=_stacked([view.present for view in views]),
         depth_m=None if views[0].depth_m is None else _stacked([view.depth_m for view in views]),
+        center_maps=None if views[0].center_maps is None else _stacked([view.center_maps for view in views]),
     )
 
 

@@ -36,6 +36,7 @@ class NuScenesDataModule(LightningDataModule):
         balance_classes: draw training samples so that every class is seen equally often.
         missing: what a file that is not there means: ``error`` or ``absent``.
         cameras_from: training progress before which no picture is read, for stages that leave the cameras out.
+        center_maps: whether training also has the centres of objects in the pictures, on the cells of the depth target.
         scene_lanes: train on scenes in their order, one per row of the batch (``datamodules.lanes``).
     """
 
@@ -62,6 +63,7 @@ class NuScenesDataModule(LightningDataModule):
         missing: str = "error",
         cameras_from: float = 0.0,
         scene_lanes: bool = False,
+        center_maps: bool = False,
     ):
         super().__init__()
         _check_counts(batch_size=(batch_size, 1), num_workers=(num_workers, 0), total_epochs=(total_epochs, 1))
@@ -81,7 +83,9 @@ class NuScenesDataModule(LightningDataModule):
         size_px = None if image_size_px is None else tuple(image_size_px)
         range_m = None if point_range_m is None else tuple(point_range_m)
         stride = depth_stride if size_px is not None else None
-        self.preparation = Preparation(size_px, stride, range_m, image_augmentation, bev_augmentation, seed)
+        self.preparation = Preparation(
+            size_px, stride, range_m, image_augmentation, bev_augmentation, seed, center_maps
+        )
         self.clean_preparation = Preparation(size_px, point_range_m=range_m)
         self._frames: dict[str, NuScenesFrames] = {}
         # Weak: in a cycle of the two the workers would be ended late, and by waiting for them to time out.

@@ -22,7 +22,7 @@ from datamodules.augment import (
 from datamodules.batch import RADAR_FIELDS
 from datamodules.nuscenes import NuScenesFrames
 from datamodules.schedules import Moment
-from datamodules.targets import CleanTargets, depth_targets, targets_of
+from datamodules.targets import CleanTargets, center_maps, depth_targets, targets_of
 from sensors.boxes import Boxes
 from sensors.faults.severity import no_severities, unknown_severities
 from sensors.frame import Frame, History
@@ -73,6 +73,7 @@ class Preparation:
     Attributes:
         image_size_px: height and width of every view; None in a run without cameras.
         depth_stride: pixels per cell of the depth target; None for no target.
+        center_maps: whether the same cells also say where object centres are, by class.
         point_range_m: x, y, z from, x, y, z to in the (augmented) ego frame: points outside are left out. None for all.
         image_augmentation, bev_augmentation: applied to keys with an epoch only.
         seed: of the augmentation.
@@ -84,6 +85,7 @@ class Preparation:
     image_augmentation: ImageAugmentation | None = None
     bev_augmentation: BevAugmentation | None = None
     seed: int = 0
+    center_maps: bool = False
 
     def __post_init__(self):
         size, stride = self.image_size_px, self.depth_stride
@@ -108,6 +110,7 @@ class Views:
     ego_from_camera: Float32[np.ndarray, "6 4 4"]
     present: Bool[np.ndarray, "6"]
     depth_m: Float32[np.ndarray, "6 dh dw"] | None
+    center_maps: Float32[np.ndarray, "6 10 dh dw"] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,7 +231,9 @@ class PreparedSamples:
             present[row] = True
         stride = self.preparation.depth_stride
         depth_m = depth_targets(targets, folded, size_px, stride) if stride is not None else None
-        return Views(images, image_from_camera, ego_from_camera, present, depth_m)
+        wanted = stride is not None and self.preparation.center_maps
+        centers = center_maps(targets, folded, size_px, stride) if wanted else None
+        return Views(images, image_from_camera, ego_from_camera, present, depth_m, centers)
 
     def _crop(self, token: str, channel: str, image_px: tuple[int, int], epoch: int | None) -> Crop:
         preparation = self.preparation

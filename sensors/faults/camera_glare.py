@@ -11,7 +11,7 @@ _COARSE_COLUMNS = 400
 _SUN_RGB = np.array([255.0, 248.0, 228.0])
 _CORE, _REFERENCE = 0.02, 0.125
 """Radius of the sun's image with its bloom, and where the level of glare is stated, as shares of the width."""
-_NUM_GHOSTS, _NUM_SPIKES = 9, 6
+_NUM_GHOSTS, _NUM_SPIKES, _GHOST_BRIGHTNESS = 9, 6, 0.8
 
 
 def sun_place(rng: np.random.Generator) -> Float[np.ndarray, "2"]:
@@ -57,11 +57,18 @@ def lens_flare(pixels: Pixels, strength: float, rng: np.random.Generator) -> Pix
     sun = (sun_place(rng) - 0.5) * [1, height / width]
     layer = np.zeros((*shape, 3), np.float32)
     for k in range(_NUM_GHOSTS):
-        along, radius, brightness = rng.uniform(-1.6, 1.1), 0.012 + 0.07 * rng.random() ** 2, rng.uniform(0.4, 1.0)
+        # One in each ninth of the line, so that they never all fall outside of the picture.
+        along, radius, brightness = (
+            rng.uniform(k, k + 1) * 0.3 - 1.6,
+            0.012 + 0.07 * rng.random() ** 2,
+            rng.uniform(0.6, 1),
+        )
         tint = brightness * (0.45 + 0.55 * rng.random(3))
         _add_ghost(layer, -along * sun, radius, tint, ring=k % 3 == 0)
     _, _, away = _from_sun(pixels.shape[:2], 0.5 + sun * [1, width / height])
-    bloom = 1.5 * cv2.exp(away * np.float32(-1 / 0.035)) + np.float32(0.12) * cv2.exp(away * np.float32(-1 / 0.3))
+    # What dazzles is itself bright already where its reflections only begin to show.
+    core = np.float32(1.5 * strength**-0.6) * cv2.exp(away * np.float32(-1 / 0.035))
+    bloom = core + np.float32(0.15) * cv2.exp(away * np.float32(-1 / 0.3))
     layer += cv2.merge([bloom * np.float32(part / 255) for part in _SUN_RGB])
     # Screened, as light adds up to white.
     layer = cv2.convertScaleAbs(layer, alpha=255 * strength)
@@ -101,13 +108,15 @@ def _add_ghost(
         return
     inside = np.clip((1 - cv2.sqrt(squared)) / np.float32(0.12) + np.float32(0.5), 0, 1)
     profile = inside * (squared * squared * squared if ring else 0.5 + 0.5 * squared)
-    layer[first[1] : end[1], first[0] : end[0]] += profile[..., None] * tint.astype(np.float32) * np.float32(0.5)
+    layer[first[1] : end[1], first[0] : end[0]] += (
+        profile[..., None] * tint.astype(np.float32) * np.float32(_GHOST_BRIGHTNESS)
+    )
 
 
 CAMERA_GLARE = SensorFault(
     "camera_glare", "glare", "camera", "share of contrast", (0.1, 0.2, 0.35, 0.5, 0.7), effect=OnPixels(glare)
 )
 CAMERA_LENS_FLARE = SensorFault(
-    "camera_lens_flare", "glare", "camera", "share of white", (0.15, 0.3, 0.5, 0.75, 1.0), effect=OnPixels(lens_flare)
+    "camera_lens_flare", "glare", "camera", "share of white", (0.2, 0.35, 0.55, 0.8, 1.0), effect=OnPixels(lens_flare)
 )
 GLARE_FAULTS = (CAMERA_GLARE, CAMERA_LENS_FLARE)

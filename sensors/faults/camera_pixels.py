@@ -46,12 +46,20 @@ def noisy(
 
     In strips of rows that stay in the cache, which is twice as fast as the whole picture at once.
     """
+    # Three times as fast as the default generator; the draws are as many as pixels.
+    draws = np.random.Generator(np.random.SFC64(rng.integers(1 << 63)))
+    offset = mean - np.arange(256)
+    alike = np.ptp(offset) < 1e-9 and np.ptp(sigma) < 1e-9
     mean, sigma = mean.astype(np.float32), sigma.astype(np.float32)
     harmed = np.empty_like(pixels)
     for top in range(0, len(pixels), STRIP_ROWS):
         strip = pixels[top : top + STRIP_ROWS]
-        spread = cv2.multiply(cv2.LUT(strip, sigma), unit_noise(rng, strip.shape))
-        harmed[top : top + STRIP_ROWS] = cv2.add(cv2.LUT(strip, mean), spread, dtype=cv2.CV_8U)
+        if alike:
+            noise = unit_noise(draws, strip.shape, float(sigma[0]), float(offset[0]))
+            harmed[top : top + STRIP_ROWS] = cv2.add(strip, noise, dtype=cv2.CV_8U)
+        else:
+            spread = cv2.multiply(cv2.LUT(strip, sigma), unit_noise(draws, strip.shape))
+            harmed[top : top + STRIP_ROWS] = cv2.add(cv2.LUT(strip, mean), spread, dtype=cv2.CV_8U)
     return harmed
 
 

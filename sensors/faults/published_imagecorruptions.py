@@ -9,9 +9,9 @@ from functools import lru_cache
 
 import cv2
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, UInt8, UInt32
 
-from sensors.faults.camera_pixels import CUT, Pixels, chosen, noisy
+from sensors.faults.camera_pixels import CUT, STRIP_ROWS, Pixels, chosen, noisy
 from sensors.faults.noise_fields import plasma, uniform_words
 from sensors.faults.protocol import Number
 from sensors.faults.published_blur import blurred_one_way, zoomed
@@ -192,22 +192,32 @@ def recoded(pixels: Pixels, quality: int) -> Pixels:
 def pixelate(pixels: Pixels, severity: int, rng: np.random.Generator) -> Pixels:
     share = chosen((0.6, 0.5, 0.4, 0.3, 0.25), severity)
     height, width = pixels.shape[:2]
-    # Rows are summed faster than columns, so the picture is turned for its columns.
-    small = cv2.transpose(boxed(cv2.transpose(pixels), max(1, int(width * share))))
-    small = boxed(small, max(1, int(height * share)))
-    return cv2.resize(small, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+    small = box_reduced(pixels, (max(1, int(width * share)), max(1, int(height * share))))
+    rows = (2 * np.arange(height) + 1) * len(small) // (2 * height)
+    return cv2.resize(small, (width, len(small)), interpolation=cv2.INTER_NEAREST_EXACT)[rows]
 
 
-def boxed(pixels: Pixels, num: int) -> UInt8[np.ndarray, "n w 3"]:
-    """Reduced to ``num`` rows: the rounded mean of the whole rows whose middles fall into each, as Pillow does."""
-    edges = (np.arange(num + 1) * (len(pixels) / num) + 0.5).astype(int)
+def box_reduced(pixels: Pixels, size_px: tuple[int, int]) -> UInt8[np.ndarray, "sh sw 3"]:
+    """Reduced to (width, height): first over the columns, then over the rows, each rounded, as Pillow does."""
+    narrow = np.empty((len(pixels), size_px[0]), np.uint32)
+    # Pixels of four bytes are gathered as numbers; strips of rows stay in the cache.
+    for top in range(0, len(pixels), STRIP_ROWS):
+        strip = cv2.cvtColor(pixels[top : top + STRIP_ROWS], cv2.COLOR_RGB2RGBA)
+        narrow[top : top + STRIP_ROWS] = _box_means(strip.view(np.uint32)[..., 0], size_px[0], 1)
+    small = _box_means(narrow, size_px[1], 0)
+    return cv2.cvtColor(small.view(np.uint8).reshape(*small.shape, 4), cv2.COLOR_RGBA2RGB)
+
+
+def _box_means(quads: UInt32[np.ndarray, "h w"], num: int, axis: int) -> UInt32[np.ndarray, "m n"]:
+    """The rounded mean, byte by byte, of the whole rows (or columns) whose middles fall into each of ``num`` boxes."""
+    edges = (np.arange(num + 1) * (quads.shape[axis] / num) + 0.5).astype(int)
     counts = np.diff(edges)
-    means = np.empty((num, *pixels.shape[1:]), np.uint8)
-    for row, (top, count) in enumerate(zip(edges, counts, strict=False)):
-        if count == 1:
-            means[row] = pixels[top]
-            continue
-        total = pixels[top : top + count].sum(axis=0, dtype=np.uint16)
-        total += np.uint16(count // 2)
-        means[row] = total >> 1 if count == 2 else total // np.uint16(count)
+    means = np.empty((num, quads.shape[1]) if axis == 0 else (len(quads), num), np.uint32)
+    for count in np.unique(counts).tolist():
+        boxes = np.flatnonzero(counts == count)
+        total = np.take(quads, edges[boxes], axis).view(np.uint8).astype(np.uint16)
+        for step in range(1, count):
+            total = cv2.add(total, np.take(quads, edges[boxes] + step, axis).view(np.uint8), dtype=cv2.CV_16U)
+        mean = ((total + np.uint16(count // 2)) // np.uint16(count)).astype(np.uint8).view(np.uint32)
+        means[(boxes, slice(None)) if axis == 0 else (slice(None), boxes)] = mean
     return means

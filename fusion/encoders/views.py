@@ -9,6 +9,7 @@ from jaxtyping import Float
 from timm.layers import BatchNormAct2d, freeze_batch_norm_2d
 from torch import Tensor, nn
 
+from fusion.encoders.perspective import NUM_CLASS_CHANNELS, with_class_channels
 from fusion.ops.blocks import conv_norm_relu, enlarged, group_norm
 from fusion.ops.flops import counted_gflops
 
@@ -40,6 +41,11 @@ class ViewEncoder(nn.Module):
         stride: pixels per feature cell: 8, 16 or another resolution of the backbone.
         neck_channels: of the top-down neck.
         backbone_options: further arguments for timm, e.g. ``{"channels": [32, 64, 128, 256]}`` for a narrow ResNet.
+        class_channels: whether the first ten channels of the context are scores of the ten classes, which a loss in the
+            picture teaches (``fusion.encoders.perspective``).
+
+    Raises:
+        ValueError: no such backbone or stride, or fewer than ten channels for the classes.
     """
 
     def __init__(
@@ -51,8 +57,12 @@ class ViewEncoder(nn.Module):
         pretrained: bool = False,
         neck_channels: int = 64,
         backbone_options: Mapping | None = None,
+        class_channels: bool = False,
     ):
         super().__init__()
+        if class_channels and channels < NUM_CLASS_CHANNELS:
+            raise ValueError(f"expected at least {NUM_CLASS_CHANNELS} channels for class_channels, got {channels}")
+        self.class_channels = class_channels
         self.stride, self.channels, self.num_depths = stride, channels, num_depths
         self.backbone = _backbone(backbone, pretrained, stride, dict(backbone_options or {}))
         widths = self.backbone.feature_info.channels()
@@ -87,7 +97,8 @@ class ViewEncoder(nn.Module):
             size = (height // self.stride, width // self.stride)
             return ViewFeatures(images.new_zeros(0, self.channels, *size), images.new_zeros(0, self.num_depths, *size))
         head = self._head_map(images)
-        return ViewFeatures(head[:, : self.channels], head[:, self.channels :])
+        context = head[:, : self.channels]
+        return ViewFeatures(with_class_channels(context) if self.class_channels else context, head[:, self.channels :])
 
     def gflops(self, image_size_px: tuple[int, int]) -> float:
         """Forward GFLOPs of one view of ``image_size_px`` (height, width)."""

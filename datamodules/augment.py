@@ -73,11 +73,15 @@ class ImageAugmentation:
         zoom: range of the factor beyond the plain fit; at least 1, so that no pixel must be invented.
         lift: largest upward shift of the window, as a share of the cropped sky.
         mirror_probability: of exchanging left and right (the geometry stays right: it is in the matrix).
+        tint: largest relative change of the brightness of red, green and blue, each for itself.
+        shade: largest relative change of the brightness of all three together.
     """
 
     zoom: Sequence[float] = (1.0, 1.1)
     lift: float = 0.1
     mirror_probability: float = 0.0
+    tint: float = 0.0
+    shade: float = 0.0
 
     def __post_init__(self):
         if not 1.0 <= self.zoom[0] <= self.zoom[1]:
@@ -86,6 +90,13 @@ class ImageAugmentation:
             raise ValueError(
                 f"expected lift and mirror_probability in [0, 1], got {self.lift} and {self.mirror_probability}"
             )
+        if not (0.0 <= self.tint < 1.0 and 0.0 <= self.shade < 1.0):
+            raise ValueError(f"expected tint and shade in [0, 1), got {self.tint} and {self.shade}")
+
+    def draw_gains(self, generator: np.random.Generator) -> Float64[np.ndarray, "3"]:
+        """Random factors on red, green and blue."""
+        tint, shade = generator.uniform(-1, 1, size=3), generator.uniform(-1, 1)
+        return (1 + self.shade * shade) * (1 + self.tint * tint)
 
     def draw(self, image_px: tuple[int, int], size_px: tuple[int, int], generator: np.random.Generator) -> Crop:
         """A random window; ``image_px`` and ``size_px`` are (height, width)."""
@@ -94,6 +105,12 @@ class ImageAugmentation:
         left_px = int(across * (image_px[1] - plain.width_px + 1))
         top_px = plain.top_px - int(up * self.lift * plain.top_px)
         return replace(plain, left_px=left_px, top_px=top_px, mirrored=bool(mirror < self.mirror_probability))
+
+
+def recoloured(pixels: UInt8[np.ndarray, "h w 3"], gains: Float64[np.ndarray, "3"]) -> UInt8[np.ndarray, "h w 3"]:
+    """The picture with each colour multiplied; what is brighter than white stays white."""
+    table = np.clip(np.arange(256)[:, None] * gains, 0, 255).round().astype(np.uint8)
+    return cv2.LUT(np.ascontiguousarray(pixels), table[None])
 
 
 def fitting_crop(image_px: tuple[int, int], size_px: tuple[int, int], zoom: float = 1.0) -> Crop:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Float64
+from jaxtyping import Bool, Float32, Float64, UInt8
 
 from datamodules.augment import (
     BevAugmentation,
@@ -18,17 +18,17 @@ from datamodules.augment import (
     fitting_crop,
     inverse_of,
     keyed_generator,
+    recoloured,
 )
-from datamodules.batch import RADAR_FIELDS
 from datamodules.nuscenes import NuScenesFrames
+from datamodules.points import lidar_points, radar_points
 from datamodules.schedules import Moment
 from datamodules.targets import CleanTargets, center_maps, depth_targets, targets_of
 from sensors.boxes import Boxes
 from sensors.faults.severity import no_severities, unknown_severities
 from sensors.frame import Frame, History
 from sensors.health import health_of, thumbnails_of
-from sensors.lidar import gathered_points, within
-from sensors.rig import CAMERAS, CHANNELS, RADARS
+from sensors.rig import CAMERAS, CHANNELS
 
 
 class SampleKey(NamedTuple):
@@ -225,7 +225,8 @@ class PreparedSamples:
                 continue
             crop = self._crop(frame.token, channel, image.pixels.shape[:2], epoch)
             folded[channel] = crop.cropped_from_image
-            np.multiply(crop.apply(image.pixels).transpose(2, 0, 1), np.float32(1 / 255), out=images[row])
+            pixels = self._recoloured(crop.apply(image.pixels), frame.token, channel, epoch)
+            np.multiply(pixels.transpose(2, 0, 1), np.float32(1 / 255), out=images[row])
             image_from_camera[row] = folded[channel] @ image.image_from_camera
             ego_from_camera[row] = aug_from_ego @ image.ego_from_camera.matrix
             present[row] = True
@@ -235,6 +236,15 @@ class PreparedSamples:
         centers = center_maps(targets, folded, size_px, stride) if wanted else None
         return Views(images, image_from_camera, ego_from_camera, present, depth_m, centers)
 
+    def _recoloured(
+        self, pixels: UInt8[np.ndarray, "h w 3"], token: str, channel: str, epoch: int | None
+    ) -> UInt8[np.ndarray, "h w 3"]:
+        augmentation = self.preparation.image_augmentation
+        if epoch is None or augmentation is None or not (augmentation.tint or augmentation.shade):
+            return pixels
+        generator = keyed_generator(self.preparation.seed, epoch, token, f"colour/{channel}")
+        return recoloured(pixels, augmentation.draw_gains(generator))
+
     def _crop(self, token: str, channel: str, image_px: tuple[int, int], epoch: int | None) -> Crop:
         preparation = self.preparation
         size_px = tuple(preparation.image_size_px)
@@ -242,41 +252,3 @@ class PreparedSamples:
             return fitting_crop(image_px, size_px)
         generator = keyed_generator(preparation.seed, epoch, token, f"image/{channel}")
         return preparation.image_augmentation.draw(image_px, size_px, generator)
-
-
-def lidar_points(
-    frame: Frame, aug_from_ego: Float64[np.ndarray, "4 4"], range_m: tuple[float, ...] | None = None
-) -> Float32[np.ndarray, "p 5"]:
-    """All sweeps as rows of LIDAR_FIELDS in the augmented ego frame, within ``range_m`` where that is given."""
-    points = gathered_points(frame.lidar, aug_from_ego, range_m)
-    points[:, 3] *= np.float32(1 / 255)
-    return points
-
-
-def radar_points(
-    frame: Frame, aug_from_ego: Float64[np.ndarray, "4 4"], range_m: tuple[float, ...] | None = None
-) -> Float32[np.ndarray, "q 10"]:
-    """All sweeps of all radars as rows of RADAR_FIELDS in the augmented ego frame, within ``range_m``.
-
-    No point is filtered by its state: the states are columns.
-    """
-    parts = [np.empty((0, len(RADAR_FIELDS)), np.float32)]
-    for sweep in (sweep for channel in RADARS for sweep in frame.radars.get(channel, ())):
-        aug_from_radar = aug_from_ego @ sweep.ego_from_radar.matrix
-        rows = np.empty((len(sweep), len(RADAR_FIELDS)), np.float32)
-        rows[:, :3] = _moved(sweep.xyz_m, aug_from_radar).T
-        # Velocities turn, are mirrored and scaled like everything else, and do not shift.
-        rows[:, 3:5] = sweep.velocity_mps @ aug_from_radar[:2, :2].T
-        rows[:, 5], rows[:, 6] = sweep.rcs_dbsm, sweep.lag_s
-        rows[:, 7] = (sweep.dyn_prop == 0) | (sweep.dyn_prop == 2) | (sweep.dyn_prop == 6)
-        rows[:, 8] = sweep.invalid_state == 0
-        rows[:, 9] = sweep.ambig_state == 3
-        parts.append(rows)
-    points = np.concatenate(parts)
-    return points if range_m is None else points[within(points, range_m)]
-
-
-def _moved(xyz_m: Float[np.ndarray, "n 3"], dst_from_src: Float64[np.ndarray, "4 4"]) -> Float32[np.ndarray, "3 n"]:
-    """Points through a 4x4, as columns, in float32: between two frames of the vehicle coordinates stay small."""
-    linear, shift_m = dst_from_src[:3, :3].astype(np.float32), dst_from_src[:3, 3:].astype(np.float32)
-    return linear @ np.ascontiguousarray(xyz_m.T, np.float32) + shift_m

@@ -13,6 +13,7 @@ from datamodules.augment import (
     fitting_crop,
     inverse_of,
     keyed_generator,
+    recoloured,
 )
 from sensors.boxes import Boxes
 
@@ -138,3 +139,21 @@ def test_impossible_settings_are_refused():
             ImageAugmentation(**settings)
     with pytest.raises(ValueError, match="scale"):
         BevAugmentation(scale=(0.0, 1.0))
+
+
+def test_colours_are_multiplied_and_stay_within_a_byte():
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    gains = np.array([0.5, 1.0, 1.9])
+    expected = np.clip(np.floor(pixels * gains + 0.5), 0, 255)
+    assert np.abs(recoloured(pixels, gains) - expected).max() <= 1  # halves round to even
+    assert np.array_equal(recoloured(pixels, np.ones(3)), pixels)
+
+
+def test_gains_lie_within_what_was_asked_for():
+    augmentation = ImageAugmentation(tint=0.2, shade=0.3)
+    gains = np.array([augmentation.draw_gains(np.random.default_rng(seed)) for seed in range(500)])
+    assert 0.7 * 0.8 <= gains.min() < 0.65
+    assert 1.45 < gains.max() <= 1.3 * 1.2
+    assert np.ptp(gains, axis=1).max() > 0.2
+    with pytest.raises(ValueError, match="tint and shade"):
+        ImageAugmentation(tint=1.0)

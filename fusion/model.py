@@ -8,6 +8,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from datamodules.batch import Batch
+from fusion.adaptive.allocation import SharedBudget
+from fusion.adaptive.token_terms import forget_tokens, token_loss
+from fusion.encoders.guide import checked_guide, guide_points
 from fusion.heads.center import CenterHead, HeadOutput
 from fusion.routing.budget import RouteTable
 from fusion.routing.costs import ALWAYS, Prices
@@ -36,6 +39,7 @@ class FusionOutput:
         trace: what really ran.
         depth_loss: mean over the computed views; None without targets or without views.
         exits: where each sample left, and in training the answers of all exits; None without early exits.
+        token_loss: in training, how far token methods are from their targets; None without any that has one.
     """
 
     head: HeadOutput
@@ -43,6 +47,7 @@ class FusionOutput:
     trace: ExecutionTrace
     depth_loss: Float[Tensor, ""] | None
     exits: ExitRun | None = None
+    token_loss: Float[Tensor, ""] | None = None
 
 
 class FusionModel(nn.Module):
@@ -57,9 +62,14 @@ class FusionModel(nn.Module):
         head: over the trunk's output.
         router: decides where no plan is given.
         exits: early exits in the trunk; None for none.
+        camera_guide: ``lidar`` or ``radar``, whose points choose the patches of a camera ViT with ``GuidedKeep``.
+
+    Attributes:
+        shared_budget: calibrated settings of router, exits and tokens for each budget, used at evaluation; None: the
+            budget bounds the route, nobody leaves early and tokens keep their own rate.
 
     Raises:
-        ValueError: no sensor at all, parts that lie on different grids, or exits that do not fit.
+        ValueError: no sensor at all, parts that lie on different grids, or exits or a guide that do not fit.
     """
 
     def __init__(
@@ -72,10 +82,13 @@ class FusionModel(nn.Module):
         head: CenterHead,
         router: Router,
         exits: EarlyExits | None = None,
+        camera_guide: str | None = None,
     ):
         super().__init__()
         self.cameras, self.lidar, self.radar = cameras, lidar, radar
         self.merge, self.trunk, self.head, self.router, self.exits = merge, trunk, head, router, exits
+        self.shared_budget: SharedBudget | None = None
+        self.camera_guide = checked_guide(camera_guide, cameras)
         self._check_grids()
         if exits is not None:
             self._check_groups(exits)
@@ -102,25 +115,31 @@ class FusionModel(nn.Module):
         """
         available = self.available(batch)
         decided = plan is not None
+        if self.shared_budget is not None and not self.training:
+            budget = self.shared_budget.set(self, None if decided else budget)
+            if budget is None and not decided:
+                plan, decided = self.full_plan(batch), True
         plan = plan if decided else self.router(glance_of(batch, available), self.routes, budget)
         dispatch = Dispatch.of(plan, available, self.routes.prices.exists(), execution)
 
         own = {"router"} if decided else set()
+        forget_tokens(self)
         if self.exits is not None:
             output, depth_loss, run = self._run_with_exits(batch, dispatch)
             self._record_always(dispatch.trace, without={*own, "merge", "trunk", "head", "exits"})
-            return FusionOutput(output, plan, dispatch.trace, depth_loss, run)
+            return FusionOutput(output, plan, dispatch.trace, depth_loss, run, token_loss(self))
 
         parts, depth_loss = self._run_units(batch, dispatch)  # {sensor: b c ny nx}
         merged = self.merge(parts, len(batch))  # b c ny nx
         output = self.head(self.trunk(merged))  # b d my mx
 
         self._record_always(dispatch.trace, without=own)
-        return FusionOutput(output, plan, dispatch.trace, depth_loss)
+        return FusionOutput(output, plan, dispatch.trace, depth_loss, token_loss=token_loss(self))
 
     def _run_with_exits(self, batch: Batch, dispatch: Dispatch) -> tuple[HeadOutput, Float[Tensor, ""] | None, ExitRun]:
         """As without, but samples may leave: before the other sensors run, and after each stage of the trunk."""
-        exits, first = self.exits, self.exits.first_group
+        exits = self.exits
+        first = () if exits.rests else exits.first_group
         walk = exits.start(dispatch.trace, dispatch.plan.choice.device, dispatch.is_masked)
         parts: dict[str, SensorBev] = {}
         depth_loss = None
@@ -133,13 +152,16 @@ class FusionModel(nn.Module):
             if exits.after_group(merged, seen, walk) is not None:
                 dispatch = _only(dispatch, walk.rows)
         others, camera_loss = self._run_units(batch, dispatch, [name for name in SENSORS if name not in first])
-        parts = {**parts, **others}
-        merged = torch.empty(0, self.merge.channels, *self.merge.grid.shape)
-        if len(walk.rows) < len(batch):
-            parts = {name: part.select(walk.rows) for name, part in parts.items()}
-        if len(walk.rows):
-            merged = self.merge(parts, len(walk.rows))
-            walk.record("merge", self.prices().always["merge"])
+        if first and not others:  # nothing has come to what is merged already
+            merged = merged.index_select(0, walk.rows) if len(walk.rows) < len(batch) else merged
+        else:
+            parts = {**parts, **others}
+            merged = torch.empty(0, self.merge.channels, *self.merge.grid.shape)
+            if len(walk.rows) < len(batch):
+                parts = {name: part.select(walk.rows) for name, part in parts.items()}
+            if len(walk.rows):
+                merged = self.merge(parts, len(walk.rows))
+                walk.record("merge", self.prices().always["merge"])
         output, run = exits(merged, self.trunk, self.head, walk)
         return output, depth_loss if camera_loss is None else camera_loss, run
 
@@ -148,6 +170,8 @@ class FusionModel(nn.Module):
     ) -> tuple[dict[str, SensorBev], Tensor | None]:
         parts, depth_loss = {}, None
         if "camera" in only and self.cameras is not None and batch.camera is not None:
+            if self.camera_guide is not None:
+                self.cameras.guide = guide_points(batch, self.camera_guide)
             parts["camera"], depth_loss = run_views(self.cameras, batch.camera, dispatch)
         if "lidar" in only and self.lidar is not None and batch.lidar is not None:
             parts["lidar"] = run_points("LIDAR", self.lidar, batch.lidar, dispatch)

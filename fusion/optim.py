@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -14,7 +15,8 @@ SCHEDULES = ("onecycle", "constant")
 METHODS = ("adamw", "muon")
 ROUTER_PREFIX = "router"
 LAST_LAYERS = ("head.heatmaps", "head.regressions")
-"""Below these AdamW stays: Muon is for layers between others, not for the last ones."""
+"""Below these, of the model's head and of every exit's, AdamW stays: Muon is for layers between others."""
+EXIT_HEADS = "exits.heads"
 
 
 @dataclass(frozen=True)
@@ -51,14 +53,19 @@ class OptimizerSettings:
             raise ValueError(f"expected weight_decay of at least 0, got {self.weight_decay}")
         learning_rate_factor(self.schedule, 1, self.warm_up_steps)
 
-    def build(self, model: nn.Module, factor: Callable[[int], float]) -> tuple[torch.optim.AdamW, object]:
-        """The optimiser, and the scheduler that multiplies every learning rate by ``factor(step)``."""
+    def build(self, model: nn.Module, factor: Callable[[int, str], float]) -> tuple[torch.optim.AdamW, object]:
+        """The optimiser, and the scheduler that multiplies each group's learning rate by ``factor(step, group)``."""
         groups = parameter_groups(model, self.learning_rate, self.router_learning_rate, self.weight_decay)
         if self.method == "muon":
             optimizer = MuonAdamW(with_muon_group(model, groups, self.muon_learning_rate), betas=tuple(self.betas))
         else:
             optimizer = torch.optim.AdamW(groups, betas=tuple(self.betas))
-        return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        factors = [partial(_of_group, factor, group["name"]) for group in optimizer.param_groups]
+        return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
+
+
+def _of_group(factor: Callable[[int, str], float], group: str, step: int) -> float:
+    return factor(step, group)
 
 
 def parameter_groups(
@@ -88,6 +95,8 @@ def with_muon_group(model: nn.Module, groups: list[dict], learning_rate: float) 
 
     def is_inner(parameter: nn.Parameter) -> bool:
         name = names[id(parameter)]
+        if is_below(name, EXIT_HEADS):  # exits.heads.0.head.heatmaps... -> head.heatmaps...
+            name = name.removeprefix(f"{EXIT_HEADS}.").partition(".")[2]
         return name.endswith(".weight") and not any(is_below(name, prefix) for prefix in LAST_LAYERS)
 
     split = []

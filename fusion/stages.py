@@ -18,6 +18,7 @@ ROUTES = ("full", "fixed", "random", "learned", "paired", "sandwich")
 EXECUTIONS = ("sparse", "masked")
 LEAST = "least"
 MODALITIES = ("camera", "lidar", "radar")
+RATES = ("router", "others")
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ class Stage:
         execution: ``sparse`` or ``masked``.
         losses: factors on the task's loss weights by name; ``{budget: 0}`` switches one off.
         temperature: of the router's relaxation; a pair falls (or rises) exponentially over the stage.
-        learning_rate_factor: on the learning rate of the schedule.
+        learning_rate_factor: on the learning rate of the schedule; a mapping gives the factors of ``router`` and of
+            all ``others`` (missing: 1).
     """
 
     name: str
@@ -54,7 +56,7 @@ class Stage:
     execution: str = "sparse"
     losses: Mapping[str, float] = field(default_factory=dict)
     temperature: float | Sequence[float] = 1.0
-    learning_rate_factor: float = 1.0
+    learning_rate_factor: float | int | Mapping[str, float] = 1.0
 
     def __post_init__(self):
         _check(self, 0.0 < self.until <= 1.0, "until in (0, 1], a share of training", self.until)
@@ -69,6 +71,15 @@ class Stage:
         low, high = self.budget_ends(min_budget=1e-9)
         _check(self, 0.0 < low <= high <= 1.0, "budget in (0, 1], 'least', or a pair low <= high", self.budget)
         _check(self, min(ends_of(self.temperature)) > 0.0, "temperature above 0", self.temperature)
+        if isinstance(self.learning_rate_factor, Mapping):
+            unknown = sorted(set(self.learning_rate_factor) - set(RATES))
+            _check(self, not unknown, f"learning_rate_factor of {' and '.join(RATES)}", unknown)
+
+    def rate_factor(self, group: str) -> float:
+        """Factor on the learning rate of a group of the optimiser."""
+        if not isinstance(self.learning_rate_factor, Mapping):
+            return float(self.learning_rate_factor)
+        return float(self.learning_rate_factor.get("router" if group == "router" else "others", 1.0))
 
     def trains(self, name: str) -> bool:
         """Whether a parameter of this name trains in this stage."""

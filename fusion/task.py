@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.batch import Batch
+from fusion.adaptive.depth_terms import DepthTerms, ExitLoss
 from fusion.checkpoint import model_weights, require_same_model
 from fusion.draws import keyed_generator, keyed_randomness
 from fusion.heads.decode import DecodeOptions, decode
@@ -45,6 +46,8 @@ class FusionTask(pl.LightningModule):
         validation_budget: share of the full cost at which the router is validated.
         seed: of all draws of training.
         budget_term: in place of the squared hinge, such as ``fusion.routing.objectives.LagrangianBudget``.
+        exit_loss: what early exits learn from, for models that have some: ``fusion.trunk.exits_losses``; None for the
+            plain sum of their detection losses. It must not count the last exit, which the detection loss teaches.
 
     Attributes:
         run_config: plain data to keep in the checkpoint as its hyper-parameters, such as the run's configuration.
@@ -63,13 +66,15 @@ class FusionTask(pl.LightningModule):
         validation_budget: float = 1.0,
         seed: int = 0,
         budget_term: BudgetTerm | None = None,
+        exit_loss: ExitLoss | None = None,
     ):
         super().__init__()
         self.curriculum = Curriculum(stages)
         # Terms of stages that this training has: the others would be columns of zeros in every table.
         routes = {stage.route for stage in self.curriculum.stages}
         self.route_terms = tuple(term for route, term in ROUTE_TERMS.items() if route in routes)
-        known = {**DEFAULT_WEIGHTS, **dict.fromkeys(self.route_terms, 1.0)}
+        self.depth_terms = DepthTerms(model, exit_loss)
+        known = {**DEFAULT_WEIGHTS, **dict.fromkeys((*self.route_terms, *self.depth_terms.names), 1.0)}
         unknown = sorted(set(loss_weights or {}) - set(known))
         if unknown:
             raise ValueError(f"expected loss weights among {', '.join(known)}, got {', '.join(unknown)}")
@@ -96,8 +101,8 @@ class FusionTask(pl.LightningModule):
         settings = self.optimizer_settings
         schedule = learning_rate_factor(settings.schedule, self.num_steps, settings.warm_up_steps)
 
-        def factor(step: int) -> float:
-            return schedule(step) * self.curriculum.at(step / self.num_steps).learning_rate_factor
+        def factor(step: int, group: str) -> float:
+            return schedule(step) * self.curriculum.at(step / self.num_steps).rate_factor(group)
 
         optimizer, scheduler = settings.build(self.model, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
@@ -125,6 +130,7 @@ class FusionTask(pl.LightningModule):
                 parameter.requires_grad_(self.stage.trains(name))
             self._prepared_stage = self.stage
         self.model.router.relaxation.temperature = self.curriculum.temperature(progress)
+        self.depth_terms.rest({name: self._weight(name) for name in self.depth_terms.names})
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         accumulated = self.trainer.accumulate_grad_batches
@@ -132,14 +138,17 @@ class FusionTask(pl.LightningModule):
         output, route_terms = self._trained_forward(batch, step)
         terms = self.loss_terms(output, batch)
         terms |= {name: route_terms.get(name, torch.zeros((), device=self.device)) for name in self.route_terms}
-        weights = {name: self.loss_weights[name] * self.stage.losses.get(name, 1.0) for name in terms}
-        loss = torch.stack([weights[name] * value for name, value in terms.items()]).sum()
+        loss = torch.stack([self._weight(name) * value for name, value in terms.items()]).sum()
         self.step_values = {"loss": loss.detach(), **_detached(terms), **route_values(output)}
         # The step table has every step; Lightning's own log of thirty values costs a tenth of a small step.
         if self.trainer.global_step % self.trainer.log_every_n_steps == 0:
             logged = {f"train/{name}": value for name, value in self.step_values.items()}
             self.log_dict(logged, batch_size=len(batch))
         return loss
+
+    def _weight(self, name: str) -> float:
+        """Of a term in this stage."""
+        return self.loss_weights[name] * self.stage.losses.get(name, 1.0)
 
     def _trained_forward(self, batch: Batch, step: int) -> tuple[FusionOutput, dict[str, Tensor]]:
         """The output to take the detection loss from, and the further terms of a stage with several routes."""
@@ -176,7 +185,7 @@ class FusionTask(pl.LightningModule):
         return self.model.plan_of(choice.to(available.device), available)
 
     def loss_terms(self, output: FusionOutput, batch: Batch) -> dict[str, Tensor]:
-        """Unweighted terms by the names of DEFAULT_WEIGHTS; 0 where a term has nothing to say."""
+        """Unweighted terms by name; 0 where a term has nothing to say."""
         if batch.boxes is None:
             raise ValueError("expected labels to train and validate on, got a split without any; choose another")
         targets = center_targets(batch.boxes, len(batch), self.model.head.grid)
@@ -186,7 +195,7 @@ class FusionTask(pl.LightningModule):
         is_learned = self.training and self.stage.route == "learned"
         terms["budget"] = self._budget_loss(output.plan) if is_learned else none
         terms["entropy"] = -route_entropy(output.plan) if is_learned else none
-        return terms
+        return terms | self.depth_terms(output, targets)
 
     def _budget_loss(self, plan: RoutingPlan) -> Tensor:
         if self.budget_term is None:

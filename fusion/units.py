@@ -12,8 +12,11 @@ from torch.nn import functional
 
 from datamodules.batch import LIDAR_FIELDS, RADAR_FIELDS, CameraBatch, PointBatch
 from fusion.encoders.contract import ImageEncoder, PointEncoder
+from fusion.encoders.guide import guide_scores
 from fusion.encoders.lift import Lift, ViewRows
+from fusion.encoders.point_drop import drop_regions
 from fusion.routing.plan import BRANCHES, FULL, LITE
+from sensors.grid import BevGrid
 
 LAG_COLUMN = {len(LIDAR_FIELDS): LIDAR_FIELDS.index("lag_s"), len(RADAR_FIELDS): RADAR_FIELDS.index("lag_s")}
 """Where a point's age stands, by number of columns."""
@@ -27,6 +30,9 @@ class ViewBranches(nn.Module):
         lift: splats whatever views were computed.
         image_size_px: height and width of the batch's pictures.
         lite_scale: side of the lite picture as a share of the full one; None: there is no lite branch.
+
+    Attributes:
+        guide: points that choose the patches of an encoder with ``GuidedKeep``, set for each batch; else None.
     """
 
     def __init__(self, encoder: ImageEncoder, lift: Lift, image_size_px: Sequence[int], lite_scale: float | None = 0.5):
@@ -37,6 +43,7 @@ class ViewBranches(nn.Module):
                 f"got {lift.channels} and {lift.num_depths}; give both the same numbers"
             )
         self.encoder, self.lift = encoder, lift
+        self.guide: PointBatch | None = None
         self.sizes_px = {FULL: (int(image_size_px[0]), int(image_size_px[1]))}
         if lite_scale is not None:
             self.sizes_px[LITE] = tuple(round(side * lite_scale) for side in self.sizes_px[FULL])
@@ -75,11 +82,17 @@ class ViewBranches(nn.Module):
                 "give model and data the same image_size_px"
             )
         images = camera.images.flatten(0, 1).index_select(0, chosen)
+        image_from_camera = camera.image_from_camera.flatten(0, 1).index_select(0, chosen)
+        ego_from_camera = camera.ego_from_camera.flatten(0, 1).index_select(0, chosen)
+        sample = chosen // camera.images.shape[1]
+        if self.guide is not None:
+            pose = (image_from_camera, ego_from_camera, sample)
+            self.encoder.method.scores = guide_scores(self.guide, *pose, size, self.sizes_px[branch], self.encoder)
         return ViewRows(
             features=self.encoder(self._resized(images, branch)),
-            image_from_camera=camera.image_from_camera.flatten(0, 1).index_select(0, chosen),
-            ego_from_camera=camera.ego_from_camera.flatten(0, 1).index_select(0, chosen),
-            sample=chosen // camera.images.shape[1],
+            image_from_camera=image_from_camera,
+            ego_from_camera=ego_from_camera,
+            sample=sample,
             image_size_px=size,
             weight=gates,
         )
@@ -102,6 +115,10 @@ class PointBranches(nn.Module):
         num_points_lite: the same for the newest sweep.
         newest_s: a point belongs to the newest sweep when it is at most this much older than the sample's newest one.
             For a set of radars, which do not measure at the same time, about one period.
+        regions: coarse cells of which only the best share ``keep_regions`` is encoded; None encodes all. See
+            ``fusion.encoders.point_drop.drop_regions``.
+        keep_regions: in (0, 1].
+        near_first: whether the nearest regions are the best; otherwise those with the most points.
     """
 
     def __init__(
@@ -111,9 +128,15 @@ class PointBranches(nn.Module):
         num_points: int = 30_000,
         num_points_lite: int = 30_000,
         newest_s: float = 0.02,
+        regions: BevGrid | None = None,
+        keep_regions: float | int = 1.0,
+        near_first: bool = False,
     ):
         super().__init__()
+        if not 0 < keep_regions <= 1 or (keep_regions < 1 and regions is None):
+            raise ValueError(f"expected keep_regions in (0, 1], below 1 with regions, got {keep_regions}; give a grid")
         self.full, self.lite, self.newest_s = full, lite, newest_s
+        self.regions, self.keep_regions, self.near_first = regions, keep_regions, near_first
         if lite is not None and lite.channels != full.channels:
             raise ValueError(
                 f"expected the lite encoder to give as many channels as the full one, {full.channels}, got "
@@ -140,7 +163,8 @@ class PointBranches(nn.Module):
 
     def given(self, branch: int, points: PointBatch) -> PointBatch:
         """The points that the branch takes."""
-        return points if branch == FULL else newest(points, self.newest_s)
+        taken = points if branch == FULL else newest(points, self.newest_s)
+        return taken if self.regions is None else drop_regions(taken, self.regions, self.keep_regions, self.near_first)
 
 
 def newest(points: PointBatch, window_s: float) -> PointBatch:

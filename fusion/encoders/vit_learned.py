@@ -52,6 +52,10 @@ class DynamicVit(nn.Module):
         wanted = [self.keep ** (number + 1) for number in range(len(self.at))]
         return (self.last_shares - self.last_shares.new_tensor(wanted)).square().mean()
 
+    def token_loss(self) -> Float[Tensor, ""] | None:
+        """The ratio loss, where a training batch has run."""
+        return None if self.last_shares is None else self.ratio_loss()
+
     def logits(
         self, number: int, patches: Float[Tensor, "r n c"], gate: Float[Tensor, "r n"]
     ) -> Float[Tensor, "r n 2"]:
@@ -115,14 +119,23 @@ class AVit(nn.Module):
         gamma, beta: scale and start of the halting value; beta rises in training.
         epsilon: see above.
         never: patches never halt: the dense ViT.
+        ponder_weight: of the blocks per patch in ``token_loss``; the paper's.
 
     Attributes:
         last_ponder: mean over the last batch of blocks per patch and remainder, with gradients: add it to the loss.
         last_depths: blocks that each patch of the last batch went through.
     """
 
-    def __init__(self, gamma: float | int = 5.0, beta: float | int = -10.0, epsilon: float = 0.01, never: bool = False):
+    def __init__(
+        self,
+        gamma: float | int = 5.0,
+        beta: float | int = -10.0,
+        epsilon: float = 0.01,
+        never: bool = False,
+        ponder_weight: float = 5e-4,
+    ):
         super().__init__()
+        self.ponder_weight = ponder_weight
         self.gamma, self.epsilon, self.never = gamma, epsilon, never
         self.beta = nn.Parameter(torch.tensor(float(beta)))
         self.last_ponder: Tensor | None = None
@@ -149,6 +162,10 @@ class AVit(nn.Module):
         self.last_depths = depths[:, num_prefix:]
         self.last_ponder = (depths + remainder)[:, num_prefix:].mean()
         return output[:, num_prefix:]
+
+    def token_loss(self) -> Float[Tensor, ""] | None:
+        """Weighted ponder of the last batch, where one has run."""
+        return None if self.last_ponder is None else self.ponder_weight * self.last_ponder
 
     def gflops(self, dim: int, depth: int, num_prefix: int, num_patches: int, mlp_ratio: float | int) -> float:
         """Of a picture in which nothing halts: the most."""

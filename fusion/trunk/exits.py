@@ -4,60 +4,20 @@ Every exit has a head of the same type over the same grid as the model's own hea
 made once for all. At evaluation the samples that leave are gone: what comes after runs on the others alone.
 """
 
-import copy
 import math
 from collections.abc import Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
-from torch.nn import functional
 
 from fusion.heads.center import NUM_CLASSES, CenterHead, HeadOutput
-from fusion.ops.blocks import enlarged, group_norm
-from fusion.ops.flops import counted_gflops
 from fusion.routing.plan import ExecutionTrace
 from fusion.trunk.exits_combine import Boosted, Combination
+from fusion.trunk.exits_head import AFTER_GROUP, ExitHead, same_grid, scaled_gradient, stage_maps
 from fusion.trunk.exits_peaks import find_peaks
 from fusion.trunk.exits_policies import ExitPolicy, MaxProb
 from fusion.trunk.exits_rows import ExitRun, Walk, picked
-from sensors.grid import BevGrid
-
-AFTER_GROUP = -1
-"""Place of an exit over the BEV of the first sensors, before the others run."""
-
-
-class ExitHead(nn.Module):
-    """One exit: a 1x1 convolution to the head's channels, the map brought to the head's grid, and the head.
-
-    Args:
-        after: number of the trunk's stage, from 0; AFTER_GROUP for an exit after the first group of sensors.
-        in_channels: of that stage, or of the merged BEV.
-        channels: that the head takes.
-        head: like the model's own, on the same grid.
-    """
-
-    def __init__(self, after: int, in_channels: int, channels: int, head: CenterHead):
-        super().__init__()
-        self.after, self.in_channels, self.channels, self.head = after, in_channels, channels, head
-        conv = nn.Conv2d(in_channels, channels, 1, bias=False)
-        self.adapter = nn.Sequential(conv, group_norm(channels), nn.ReLU(inplace=True))
-
-    def features(self, bev: Float[Tensor, "b c ny nx"]) -> Float[Tensor, "b d my mx"]:
-        """What the head reads. Finer maps are averaged first, coarser ones repeated last: the convolution is cheap."""
-        wanted = self.head.grid.shape
-        finer = round(bev.shape[2] / wanted[0])
-        if finer > 1:
-            bev = functional.avg_pool2d(bev, finer, ceil_mode=True)
-        adapted = self.adapter(bev)
-        like = adapted.new_empty(*adapted.shape[:2], *wanted)
-        return enlarged(adapted, like, max(math.ceil(wanted[0] / adapted.shape[2]), 1))
-
-    def gflops(self, shape: tuple[int, int]) -> float:
-        """Forward GFLOPs of one sample whose map is of ``shape`` (rows, columns)."""
-        wanted = self.head.grid.shape
-        smaller = tuple(min(here, there) for here, there in zip(shape, wanted, strict=True))
-        return counted_gflops(self.adapter, (1, self.in_channels, *smaller)) + self.head.gflops()
 
 
 class EarlyExits(nn.Module):
@@ -78,6 +38,7 @@ class EarlyExits(nn.Module):
     Attributes:
         temperatures: of each exit's logits for the policy; 1 until calibrated.
         observing: at evaluation, run every exit for every sample and let nobody leave before the end: for calibration.
+        resting: in training, do not run the early exits: nothing learns from them now. Not where answers are combined.
 
     Raises:
         ValueError: no exits, places not in order, thresholds not one per exit, or settings that exclude each other.
@@ -110,7 +71,7 @@ class EarlyExits(nn.Module):
         self.policy = policy if policy is not None else MaxProb()
         self.combine, self.detach, self.equilibrium, self.cascade = combine, detach, equilibrium, cascade
         self.first_group, self.num_peaks = tuple(first_group), num_peaks
-        self.temperatures, self.observing = (1.0,) * len(exits), False
+        self.temperatures, self.observing, self.resting = (1.0,) * len(exits), False, False
         self.set_thresholds([math.inf] * len(exits) if thresholds is None else thresholds)
 
     def set_thresholds(self, thresholds: Sequence[float | int], temperatures: Sequence[float] | None = None) -> None:
@@ -133,7 +94,7 @@ class EarlyExits(nn.Module):
         Raises:
             ValueError: an exit after a stage that is not there or is the last, of other channels or on another grid.
         """
-        maps, self.stage_gflops = _stage_maps(trunk, in_channels, shape)
+        maps, self.stage_gflops = stage_maps(trunk, in_channels, shape)
         for one in self.heads:
             if one.after >= len(trunk.stages) - 1:
                 raise ValueError(
@@ -145,7 +106,7 @@ class EarlyExits(nn.Module):
                     f"expected the exit after stage {one.after} to take the {maps[one.after][0]} channels of "
                     f"that stage, got in_channels {one.in_channels}; change it"
                 )
-            if not _same(one.head.grid, head.grid):
+            if not same_grid(one.head.grid, head.grid):
                 raise ValueError(f"expected exits on the grid of the model's head, {head.grid}, got {one.head.grid}")
         self.exit_gflops = [one.gflops(maps[one.after][1]) for one in self.heads]
         self.last_gflops = {"trunk": trunk.gflops(shape) - sum(self.stage_gflops), "head": head.gflops()}
@@ -166,6 +127,11 @@ class EarlyExits(nn.Module):
     def gflops(self) -> float:
         """What the exits add to one sample that goes all the way: every early head."""
         return sum(self.exit_gflops)
+
+    @property
+    def rests(self) -> bool:
+        """Whether early exits are left out of this pass."""
+        return self.resting and self.training and self.combine is None and not self.cascade
 
     def start(self, trace: ExecutionTrace, device: torch.device, masked: bool) -> Walk:
         """Begin with a batch. In training and in masked execution nobody leaves before the end."""
@@ -226,7 +192,7 @@ class EarlyExits(nn.Module):
         """Run one exit where anybody needs it; who stays."""
         looks_back = self.policy.looks_back or self.combine is not None or self.cascade
         is_on = self.thresholds[number] < math.inf
-        if not (walk.all_stay or looks_back or is_on):
+        if self.rests or not (walk.all_stay or looks_back or is_on):
             walk.said.append(None)
             walk.history.append(None)
             walk.answers.append(None)
@@ -269,43 +235,3 @@ class EarlyExits(nn.Module):
         accepts = (scores >= thresholds) & (thresholds < math.inf)
         always = torch.ones_like(accepts[:, :1])
         return torch.cat([accepts, always], dim=1).int().argmax(dim=1)
-
-
-class _ScaledGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, values: Tensor, scale: float) -> Tensor:
-        ctx.scale = scale
-        return values.view_as(values)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient * ctx.scale, None
-
-
-def scaled_gradient(values: Float[Tensor, "..."], scale: float | int) -> Float[Tensor, "..."]:
-    """The identity, whose gradient is multiplied by ``scale``."""
-    return _ScaledGradient.apply(values, float(scale))
-
-
-def _same(one: BevGrid, other: BevGrid) -> bool:
-    """Whether the cells are the same, whatever sequence types a configuration gave."""
-    ranges = [(tuple(grid.x_range_m), tuple(grid.y_range_m), grid.cell_m) for grid in (one, other)]
-    return ranges[0] == ranges[1]
-
-
-def _stage_maps(
-    trunk: nn.Module, in_channels: int, shape: tuple[int, int]
-) -> tuple[dict[int, tuple[int, tuple[int, int]]], list[float]]:
-    """Channels and shape of the map after each stage (and AFTER_GROUP), and the GFLOPs of each stage."""
-    maps, gflops = {AFTER_GROUP: (in_channels, tuple(shape))}, []
-    given = torch.empty(1, in_channels, *shape, device="meta")
-    for place, stage in enumerate(trunk.stages):
-        gflops.append(counted_gflops(stage, tuple(given.shape)))
-        given = _on_meta(stage, given)
-        maps[place] = (given.shape[1], tuple(given.shape[2:]))
-    return maps, gflops
-
-
-def _on_meta(stage: nn.Module, given: Tensor) -> Tensor:
-    with torch.no_grad():
-        return copy.deepcopy(stage).to("meta")(given)

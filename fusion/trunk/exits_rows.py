@@ -20,7 +20,8 @@ class ExitRun:
     Attributes:
         exit_of: where each sample left, 0 to K-1.
         scores: of each exit but the last; NaN where it did not run.
-        outputs: the answer of every exit for all samples: in training and in masked execution, else None.
+        outputs: the answer of every exit for all samples: in training (unless exits rest) and in masked execution,
+            else None.
     """
 
     exit_of: Int64[Tensor, "b"]
@@ -98,7 +99,7 @@ class Walk:
         order = torch.argsort(torch.cat([rows for rows, _, _ in parts]))
         exit_of = torch.cat([torch.full_like(rows, at) for rows, _, at in parts])[order]
         output = _stacked([answer for _, answer, _ in parts])
-        outputs = tuple(self.answers) if self.all_stay else None
+        outputs = tuple(self.answers) if self.all_stay and None not in self.answers else None
         return output if len(parts) == 1 else output.select(order), ExitRun(exit_of, self.scores, outputs)
 
 

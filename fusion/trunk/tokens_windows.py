@@ -49,19 +49,17 @@ class KeepWindows(nn.Module):
         if bev.is_meta:
             return bev  # priced by ``price``, not by a counter of layers
         num_y, num_x = bev.shape[2:]
-        if num_y % self.window or num_x % self.window:
-            raise ValueError(f"expected sides that are multiples of the window {self.window}, got {num_y}x{num_x}")
-        windows = self._split(bev)  # b w s c
+        windows = split_windows(bev, self.window)  # b w s c
         share = self.keep
         if self.training and self.train_keep is not None:
             share = self.train_keep + (1 - self.train_keep) * float(torch.rand(()))
         count = max(round(share * windows.shape[1]), 1)
         if count == windows.shape[1]:
-            return self._joined(self._worked(windows.flatten(0, 1)).view(windows.shape), (num_y, num_x))
+            return joined_windows(self._worked(windows.flatten(0, 1)).view(windows.shape), (num_y, num_x))
         index = self.chosen(windows, count)[..., None, None].expand(-1, -1, *windows.shape[2:])
         kept = windows.gather(1, index)
         worked = self._worked(kept.flatten(0, 1)).view(kept.shape)
-        return self._joined(windows.scatter(1, index, worked.to(windows.dtype)), (num_y, num_x))
+        return joined_windows(windows.scatter(1, index, worked.to(windows.dtype)), (num_y, num_x))
 
     def chosen(self, windows: Float[Tensor, "b w s c"], count: int) -> Int64[Tensor, "b k"]:
         """The windows of largest norm."""
@@ -77,12 +75,22 @@ class KeepWindows(nn.Module):
             tokens = block(tokens)
         return tokens
 
-    def _split(self, bev: Float[Tensor, "b c ny nx"]) -> Float[Tensor, "b w s c"]:
-        side = self.window
-        parts = bev.unflatten(3, (-1, side)).unflatten(2, (-1, side))  # b c wy side wx side
-        return parts.permute(0, 2, 4, 3, 5, 1).flatten(3, 4).flatten(1, 2)
 
-    def _joined(self, windows: Float[Tensor, "b w s c"], shape: tuple[int, int]) -> Float[Tensor, "b c ny nx"]:
-        side = self.window
-        parts = windows.unflatten(2, (side, side)).unflatten(1, (shape[0] // side, shape[1] // side))
-        return parts.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+def split_windows(bev: Float[Tensor, "b c ny nx"], side: int) -> Float[Tensor, "b w s c"]:
+    """The cells of a map by square windows of ``side``.
+
+    Raises:
+        ValueError: sides that are no multiples of the window.
+    """
+    num_y, num_x = bev.shape[2:]
+    if num_y % side or num_x % side:
+        raise ValueError(f"expected sides that are multiples of the window {side}, got {num_y}x{num_x}; change it")
+    parts = bev.unflatten(3, (-1, side)).unflatten(2, (-1, side))  # b c wy side wx side
+    return parts.permute(0, 2, 4, 3, 5, 1).flatten(3, 4).flatten(1, 2)
+
+
+def joined_windows(windows: Float[Tensor, "b w s c"], shape: tuple[int, int]) -> Float[Tensor, "b c ny nx"]:
+    """The inverse of ``split_windows``, for a map of ``shape`` (rows, columns)."""
+    side = round(windows.shape[2] ** 0.5)
+    parts = windows.unflatten(2, (side, side)).unflatten(1, (shape[0] // side, shape[1] // side))
+    return parts.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)

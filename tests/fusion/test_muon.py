@@ -76,11 +76,11 @@ def test_a_restarted_optimizer_goes_on_exactly():
 
     whole = ToyModel()
     stopped = copy.deepcopy(whole)
-    optimizer, _ = settings.build(whole, lambda step: 1.0)
+    optimizer, _ = settings.build(whole, lambda *_: 1.0)
     steps(whole, optimizer, 0, 6)
-    first, _ = settings.build(stopped, lambda step: 1.0)
+    first, _ = settings.build(stopped, lambda *_: 1.0)
     steps(stopped, first, 0, 3)
-    second, _ = settings.build(stopped, lambda step: 1.0)
+    second, _ = settings.build(stopped, lambda *_: 1.0)
     second.load_state_dict(copy.deepcopy(first.state_dict()))
     steps(stopped, second, 3, 6)
     for ours, theirs in zip(whole.parameters(), stopped.parameters(), strict=True):
@@ -90,7 +90,7 @@ def test_a_restarted_optimizer_goes_on_exactly():
 def test_every_parameter_has_one_group_and_the_ends_of_the_network_stay_with_adamw():
     model = small_model()
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    optimizer, _ = OptimizerSettings(method="muon", muon_learning_rate=0.03).build(model, lambda step: 1.0)
+    optimizer, _ = OptimizerSettings(method="muon", muon_learning_rate=0.03).build(model, lambda *_: 1.0)
     by_method = {True: set(), False: set()}
     for group in optimizer.param_groups:
         by_method[group["muon"]] |= {names[id(parameter)] for parameter in group["params"]}

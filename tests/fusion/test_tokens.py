@@ -21,7 +21,7 @@ from fusion.trunk.tokens_blocks import (
     scattered,
     straight_through,
 )
-from fusion.trunk.tokens_windows import KeepWindows
+from fusion.trunk.tokens_windows import KeepWindows, joined_windows, split_windows
 from fusion.trunk.trunk import BevTrunk
 from tests.fusion.small_model import small_batch, small_model
 
@@ -170,10 +170,9 @@ def test_block_flops_agree_with_pytorch():
 
 @torch.no_grad()
 def test_windows_split_and_join():
-    made = KeepWindows(16, window=2, keep=1)
     bev = torch.randn(2, 16, 4, 6)
-    assert torch.equal(made._joined(made._split(bev), (4, 6)), bev)
-    first = made._split(bev)[0, 1]  # the second window: rows 0-1, columns 2-3
+    assert torch.equal(joined_windows(split_windows(bev, 2), (4, 6)), bev)
+    first = split_windows(bev, 2)[0, 1]  # the second window: rows 0-1, columns 2-3
     assert torch.equal(first, bev[0, :, :2, 2:4].flatten(1).T)
 
 

@@ -1,0 +1,139 @@
+"""One budget for router, exits and tokens: what each of them is told so that all together keep it."""
+
+import math
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fusion.routing.budget import checked_budget
+from fusion.trunk.exits_policies import ExitPolicy
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """What router, exits and tokens are told at one budget, and what that spent where it was found.
+
+    Attributes:
+        budget: mean share of the full cost that was asked for.
+        route_budget: most that the route of a sample may cost with every exit's head and all tokens; None: the full
+            route, the router does not run.
+        thresholds: of each exit; infinity for an exit that is off. Empty without exits.
+        token_threshold: lead above which a token takes part.
+        token_most: largest share of a sample's tokens that may take part.
+        mean_cost, standard_error: executed share of the full cost on the calibration set.
+        loss: mean detection loss there.
+        cap: share of the full cost that no sample can exceed, whatever it shows.
+    """
+
+    budget: float
+    route_budget: float | None
+    thresholds: tuple[float, ...] = ()
+    token_threshold: float = -math.inf
+    token_most: float = 1.0
+    mean_cost: float = math.nan
+    standard_error: float = math.nan
+    loss: float = math.nan
+    cap: float = 1.0
+
+
+class SharedBudget:
+    """Allocations by budget, for one set of weights.
+
+    A budget between two calibrated ones gets the lower one's allocation, a budget below all of them its own as a bound
+    on every route: either way the mean stays within it, as far as the data are like those of the calibration.
+
+    Args:
+        allocations: any order.
+        temperatures: of each exit, with which the thresholds were found.
+        weights: word of the weights they belong to (``fusion.robustness.fingerprint.model_word``).
+        policy: class name of the exits' policy; empty without exits.
+    """
+
+    def __init__(
+        self, allocations: Sequence[Allocation], temperatures: Sequence[float], weights: str, policy: str = ""
+    ):
+        self.allocations = tuple(sorted(allocations, key=lambda one: one.budget))
+        self.temperatures, self.weights, self.policy = tuple(temperatures), weights, policy
+
+    def at(self, budget: float) -> Allocation:
+        """The allocation for a budget."""
+        place = bisect_right([one.budget for one in self.allocations], budget + 1e-9)
+        return self.allocations[place - 1] if place else bounded_route(budget)
+
+    def set(self, model: nn.Module, budget: float | Tensor | None) -> float | None:
+        """Tell exits and tokens; the router's bound, or None for the full route.
+
+        Args:
+            budget: None where the route was decided elsewhere: then nobody leaves early and all tokens take part.
+
+        Raises:
+            ValueError: a budget outside [b_min, 1], or different budgets in one batch.
+        """
+        if budget is None:
+            open_all(model)
+            return None
+        asked = torch.as_tensor(budget, dtype=torch.float64).reshape(-1)
+        checked_budget(asked, len(asked), model.min_budget)
+        if not bool((asked == asked[0]).all()):
+            raise ValueError(
+                f"expected one budget for a batch with calibrated exits and tokens, got {float(asked.min()):g} to "
+                f"{float(asked.max()):g}; run them one after the other"
+            )
+        allocation = self.at(float(asked[0]))
+        apply(model, allocation, self.temperatures)
+        return allocation.route_budget
+
+    def check(self, model: nn.Module, weights: str) -> None:
+        """That it belongs to a model.
+
+        Raises:
+            ValueError: calibrated on other weights, with another exit policy or another number of exits.
+        """
+        if weights != self.weights:
+            raise ValueError(
+                f"expected settings calibrated on this checkpoint ({weights}), got those of {self.weights}; calibrate "
+                "again: dynfusion adaptive run=RUN"
+            )
+        found = "" if model.exits is None else type(model.exits.policy).__name__
+        if found != self.policy:
+            raise ValueError(f"expected settings for the exit policy {found or 'none'}, got those of {self.policy}")
+        count = 0 if model.exits is None else len(model.exits.heads)
+        for one in self.allocations:
+            if one.thresholds and len(one.thresholds) != count:
+                raise ValueError(f"expected thresholds of {count} exits, got {len(one.thresholds)}; calibrate again")
+
+
+def bounded_route(budget: float) -> Allocation:
+    """The router alone within a budget: what is always allowed."""
+    return Allocation(budget, budget, cap=budget)
+
+
+def apply(model: nn.Module, allocation: Allocation, temperatures: Sequence[float] = ()) -> None:
+    """Set a model's exits and tokens."""
+    if model.exits is not None:
+        thresholds = allocation.thresholds or (math.inf,) * len(model.exits.heads)
+        if tuple(thresholds) != model.exits.thresholds or (temperatures and model.exits.temperatures != temperatures):
+            model.exits.set_thresholds(thresholds, temperatures or None)
+    tokens = tokens_of(model)
+    if tokens is not None:
+        tokens.set_rate(allocation.token_threshold, allocation.token_most)
+
+
+def open_all(model: nn.Module) -> None:
+    """Nobody leaves early, all tokens take part."""
+    apply(model, Allocation(1.0, 1.0))
+
+
+def tokens_of(model: nn.Module) -> nn.Module | None:
+    """The trunk's tokens whose rate can be set; None without any."""
+    last = model.trunk.stages[-1] if getattr(model.trunk, "has_tokens", False) else None
+    found = None if last is None else last[1]
+    return found if getattr(found, "keep", 1) is None and hasattr(found, "set_rate") else None
+
+
+def policy_name(policy: ExitPolicy | None) -> str:
+    """Class name, as it is kept with thresholds."""
+    return "" if policy is None else type(policy).__name__

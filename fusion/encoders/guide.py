@@ -1,0 +1,66 @@
+"""Points of LiDAR or radar that choose which patches of the cameras are worked on."""
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from datamodules.batch import Batch, PointBatch
+from fusion.encoders.point_drop import point_scores
+from fusion.encoders.vit_tokens import GuidedKeep
+
+GUIDES = ("lidar", "radar")
+
+
+def checked_guide(name: str | None, cameras: nn.Module | None) -> str | None:
+    """The name itself, if the cameras can be guided.
+
+    Raises:
+        ValueError: an unknown sensor, or cameras whose encoder takes no guide; or a guide that nobody gives.
+    """
+    method = getattr(getattr(cameras, "encoder", None), "method", None)
+    if name is None:
+        if isinstance(method, GuidedKeep) and method.keep < 1:
+            raise ValueError("expected camera_guide: lidar or radar for cameras with GuidedKeep, got none; set it")
+        return None
+    if name not in GUIDES:
+        raise ValueError(f"expected camera_guide to be one of {', '.join(GUIDES)}, got {name!r}")
+    if not isinstance(method, GuidedKeep):
+        raise ValueError(
+            f"expected a camera encoder VitViewEncoder with method GuidedKeep for camera_guide {name}, got "
+            f"{type(getattr(cameras, 'encoder', None)).__name__}; leave camera_guide out or change the encoder"
+        )
+    return name
+
+
+def guide_points(batch: Batch, name: str) -> PointBatch:
+    """The guide's points, before any encoder.
+
+    Raises:
+        ValueError: the batch holds no such sensor at all.
+    """
+    points = getattr(batch, name)
+    if points is None:
+        raise ValueError(f"expected {name} points to guide the cameras, the data have none; set data.{name}_sweeps")
+    return points
+
+
+def guide_scores(
+    points: PointBatch,
+    image_from_camera: Float[Tensor, "r 3 3"],
+    ego_from_camera: Float[Tensor, "r 4 4"],
+    sample: Int64[Tensor, "r"],
+    image_size_px: tuple[int, int],
+    input_size_px: tuple[int, int],
+    encoder: nn.Module,
+) -> Float[Tensor, "r n"]:
+    """Points in each patch of each view row; of equal patches the lower ones count more, where the ground is.
+
+    Args:
+        image_size_px: of the picture that the calibration belongs to.
+        input_size_px: of the picture that the encoder is given, which may be smaller.
+    """
+    stride = encoder.stride * image_size_px[0] // input_size_px[0]
+    scores = point_scores(points, image_from_camera, ego_from_camera, sample, image_size_px, stride)
+    num_lines = image_size_px[0] // stride
+    line = torch.arange(num_lines, device=scores.device).repeat_interleave(scores.shape[1] // num_lines)
+    return scores + 0.5 * line / num_lines

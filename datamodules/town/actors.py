@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from datamodules.town.bodies import body_of, size_of
+from datamodules.town.liveries import livery, random_reflectivity
 from datamodules.town.meshes import Mesh
 from datamodules.town.roads import Road
 from sensors.transforms import RigidTransform
@@ -48,6 +49,7 @@ class Motion:
         turn_rad: heading relative to the direction of travel.
         z_m: height of the ground there.
         dip_m: stretch of s where the ground is at 0 instead: a side road's mouth between two pavements.
+        swerve: from which s on, over which length and by how much d changes: a change of lanes; None for none.
     """
 
     road: Road
@@ -58,13 +60,22 @@ class Motion:
     turn_rad: float = 0.0
     z_m: float = 0.0
     dip_m: tuple[float, float] | None = None
+    swerve: tuple[float, float, float] | None = None
 
     def pose(self, time_s: float) -> tuple[float, float, float, float]:
         """x, y, z in metres and yaw in radians, global frame."""
         s = self.s_m + self.direction * self.pace.travelled_m(time_s)
-        x, y, heading = self.road.place(s, self.d_m)
+        d, drift = self._offset(s) if self.swerve else (self.d_m, 0.0)
+        x, y, heading = self.road.place(s, d)
         z = 0.0 if self.dip_m and self.dip_m[0] < s < self.dip_m[1] else self.z_m
-        return x, y, z, heading + self.turn_rad + (math.pi if self.direction < 0 else 0.0)
+        return x, y, z, heading + drift + self.turn_rad + (math.pi if self.direction < 0 else 0.0)
+
+    def _offset(self, s_m: float) -> tuple[float, float]:
+        """d within a swerve, and the heading there relative to the road's; half a period of a cosine."""
+        start, length, aside = self.swerve
+        angle = math.pi * min(max((s_m - start) / length, 0.0), 1.0)
+        slope = aside * 0.5 * math.pi / length * math.sin(angle)
+        return self.d_m + aside * 0.5 * (1.0 - math.cos(angle)), math.atan(slope)
 
     def transform(self, time_s: float) -> RigidTransform:
         """global_from_body."""
@@ -97,8 +108,8 @@ class Actor:
         category: nuScenes category.
         stance: ``parked`` (vehicles off the lanes), ``rider`` (cycles), ``sitting`` or ``walking`` (people), or empty.
         body: standing on z = 0 around its own origin, heading +x.
-        colours: RGB in [0, 1] of the primary and secondary parts; drawn alike for every class.
-        reflectivity: for LiDAR, of the same parts; drawn alike for every class.
+        colours: RGB in [0, 1] of the primary parts, the secondary ones, and of skin.
+        reflectivity: for LiDAR, of the primary and secondary parts; drawn alike for every class.
     """
 
     name: str
@@ -107,7 +118,7 @@ class Actor:
     size_lwh_m: tuple[float, float, float]
     motion: Motion
     body: Mesh
-    colours: Float[np.ndarray, "2 3"]
+    colours: Float[np.ndarray, "3 3"]
     reflectivity: Float[np.ndarray, "2"]
 
     def box_center_m(self, time_s: float) -> tuple[float, float, float]:
@@ -138,21 +149,8 @@ def make_actor(name: str, stance: str, motion: Motion, rng: np.random.Generator,
     if category == "human.pedestrian.child":
         size *= 0.72
     body = body_of(name, tuple(size * _BODY_SHARE), stance, rng)
-    return Actor(
-        name, category, stance, tuple(size.tolist()), motion, body, random_colours(rng), random_reflectivity(rng)
-    )
-
-
-def random_colours(rng: np.random.Generator) -> Float[np.ndarray, "2 3"]:
-    """Two RGB colours from one palette for everything that is made: greys and hues, dark and light."""
-    hue, saturation, value = rng.random(2), rng.random(2) ** 1.5 * 0.85, rng.uniform(0.12, 0.92, 2)
-    sector = (hue[:, None] * 6 + np.array([5.0, 3.0, 1.0])) % 6
-    return value[:, None] * (1 - saturation[:, None] * np.clip(np.minimum(sector, 4 - sector), 0, 1))
-
-
-def random_reflectivity(rng: np.random.Generator) -> Float[np.ndarray, "2"]:
-    """Diffuse reflectivities at 905 nm from one distribution for everything that is made: mostly dark, some bright."""
-    return 0.05 + 0.8 * rng.beta(1.3, 2.6, 2)
+    colours, reflectivity = livery(name, category, rng), random_reflectivity(rng)
+    return Actor(name, category, stance, tuple(size.tolist()), motion, body, colours, reflectivity)
 
 
 def _category(name: str, rng: np.random.Generator) -> str:

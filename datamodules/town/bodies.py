@@ -10,10 +10,12 @@ from jaxtyping import Float32
 
 from datamodules.town.meshes import (
     GLASS,
+    HAIR,
     LAMP,
     PRIMARY,
     REAR_LAMP,
     SECONDARY,
+    SKIN,
     TYRE,
     Mesh,
     ball,
@@ -201,12 +203,13 @@ def _construction_vehicle(pose, rng) -> list[Mesh]:
     ]
 
 
-def _torso(x: float, z: float, lean: float = 0.0) -> list[Mesh]:
-    """Hips at (x, z), shoulders 0.6 m above, a head on top."""
+def _torso(x: float, z: float, lean: float = 0.0, hair: int = HAIR) -> list[Mesh]:
+    """Hips at (x, z), shoulders 0.6 m above, a head on top, with hair, a cap or a helmet."""
     top = x + lean
     return [
         tube((x, 0, z), (top, 0, z + 0.58), 0.15, PRIMARY, 7, 0.21),
-        ball((top + 0.02, 0, z + 0.80), (0.11, 0.10, 0.14), SECONDARY),
+        ball((top + 0.02, 0, z + 0.80), (0.11, 0.10, 0.14), SKIN),
+        ball((top - 0.01, 0, z + 0.85), (0.115, 0.11, 0.115), hair, 7, 2),
     ]
 
 
@@ -214,24 +217,30 @@ def _pedestrian(pose, rng) -> list[Mesh]:
     if pose == "sitting":
         legs = [tube((0, y, 0.45), (0.42, y, 0.47), 0.09, SECONDARY) for y in (0.12, -0.12)]
         shins = [tube((0.42, y, 0.47), (0.45, y, 0.0), 0.07, SECONDARY) for y in (0.12, -0.12)]
-        return [*legs, *shins, *_torso(-0.05, 0.42)]
-    stride, coat, bag = rng.uniform(0.18, 0.34) if pose == "walking" else 0.06, rng.random(), rng.random()
-    return _standing(stride, coat < 0.3, bag < 0.25)
+        return [*legs, *shins, *_torso(-0.05, 0.42, hair=_headgear(rng, 0.2))]
+    return _standing(rng.uniform(0.18, 0.34) if pose == "walking" else 0.06, rng)
 
 
-def _standing(stride_m: float, coat: bool, bag: bool) -> list[Mesh]:
-    """Someone with one foot this far before the hips and the other behind; a negative stride is the other foot."""
+def _headgear(rng, share: float) -> int:
+    """What is on the head: hair, or, for a share, a cap or a helmet."""
+    return SECONDARY if rng.random() < share else HAIR
+
+
+def _standing(stride_m: float, rng) -> list[Mesh]:
+    """Someone with one foot this far before the hips and the other behind, dressed for some weather or other."""
+    coat, bag = rng.random() < 0.3, rng.random() < 0.25
+    sleeves, trousers = (SKIN if rng.random() < share else part for share, part in ((0.3, PRIMARY), (0.15, SECONDARY)))
     legs = [
-        tube((0, y, 0.85), (side * stride_m, y, 0.0), 0.10, SECONDARY, end_radius=0.07)
+        tube((0, y, 0.85), (side * stride_m, y, 0.0), 0.10, trousers, end_radius=0.07)
         for y, side in ((0.1, 1), (-0.1, -1))
     ]
     arms = [
-        tube((0, y, 1.40), (-side * stride_m, y * 1.15, 0.85), 0.06, PRIMARY, 5, 0.05)
+        tube((0, y, 1.40), (-side * stride_m, y * 1.15, 0.85), 0.06, sleeves, 5, 0.05)
         for y, side in ((0.25, 1), (-0.25, -1))
     ]
     extra = [tube((0, 0, 0.45), (0, 0, 0.9), 0.24, PRIMARY, 7, 0.17)] if coat else []
     extra += [box((-0.35, -0.15), (-0.15, 0.15), (1.0, 1.42), SECONDARY)] if bag else []
-    return [*legs, *arms, *_torso(0.0, 0.83), *extra]
+    return [*legs, *arms, *_torso(0.0, 0.83, hair=_headgear(rng, 0.2)), *extra]
 
 
 _LIMBS = ((0, 14), (14, 14), (28, 12), (40, 12))
@@ -251,10 +260,10 @@ def swing_of(body: Mesh) -> Float32[np.ndarray, "v 3"]:
     return swing
 
 
-def _rider(seat_x: float, seat_z: float, bar_x: float, bar_z: float) -> list[Mesh]:
+def _rider(seat_x: float, seat_z: float, bar_x: float, bar_z: float, headgear: int) -> list[Mesh]:
     legs = [tube((seat_x, y, seat_z), (seat_x + 0.4, y, 0.3), 0.09, SECONDARY) for y in (0.14, -0.14)]
     arms = [tube((seat_x + 0.2, y, seat_z + 0.5), (bar_x, y, bar_z), 0.05, PRIMARY, 5) for y in (0.22, -0.22)]
-    return [*legs, *arms, *_torso(seat_x, seat_z, 0.2)]
+    return [*legs, *arms, *_torso(seat_x, seat_z, 0.2, headgear)]
 
 
 def _bicycle(pose, rng) -> list[Mesh]:
@@ -267,7 +276,7 @@ def _bicycle(pose, rng) -> list[Mesh]:
         tube((0.4, -0.3, 1.02), (0.4, 0.3, 1.02), 0.025, SECONDARY, 4),
         box((-0.3, -0.05), (-0.08, 0.08), (0.85, 0.95), SECONDARY),
     ]
-    return parts + (_rider(-0.18, 0.92, 0.4, 1.02) if pose == "rider" else [])
+    return parts + (_rider(-0.18, 0.92, 0.4, 1.02, _headgear(rng, 0.6)) if pose == "rider" else [])
 
 
 def _motorcycle(pose, rng) -> list[Mesh]:
@@ -285,7 +294,7 @@ def _motorcycle(pose, rng) -> list[Mesh]:
             box((0.35, 0.5), (-0.22, 0.22), (0.3, 1.0), PRIMARY),
             box((-0.95, -0.6), (-0.2, 0.2), (0.88, 1.2), SECONDARY),
         ]
-    return parts + (_rider(-0.3, 0.86, 0.45, 1.08) if pose == "rider" else [])
+    return parts + (_rider(-0.3, 0.86, 0.45, 1.08, SECONDARY) if pose == "rider" else [])
 
 
 def _traffic_cone(pose, rng) -> list[Mesh]:
@@ -310,5 +319,9 @@ def _barrier(pose, rng) -> list[Mesh]:
             for y, part in ((-1.2, PRIMARY), (0.08, SECONDARY))
         ]
     feet = [box((-0.28, 0.28), (y - 0.06, y + 0.06), (0.0, 1.0), TYRE, (-0.05, 0.05)) for y in (-1.0, 1.0)]
-    planks = [box((-0.04, 0.04), (-1.2, 1.2), (z, z + 0.25), part) for z, part in ((0.4, SECONDARY), (0.75, PRIMARY))]
-    return [*feet, *planks]
+    striped = [
+        box((-0.04, 0.04), (-1.2 + 0.4 * k, -0.8 + 0.4 * k), (z, z + 0.25), (PRIMARY, SECONDARY)[(k + row) % 2])
+        for row, z in enumerate((0.4, 0.75))
+        for k in range(6)
+    ]
+    return [*feet, *striped]

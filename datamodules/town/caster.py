@@ -17,6 +17,7 @@ from datamodules.town.meshes import (
     FOLIAGE,
     GLASS,
     GROUND,
+    HAIR,
     KERB,
     LAMP,
     METAL,
@@ -25,6 +26,7 @@ from datamodules.town.meshes import (
     REAR_LAMP,
     ROOF,
     SECONDARY,
+    SKIN,
     STREET_LAMP,
     TRUNK,
     TYRE,
@@ -50,10 +52,11 @@ _PART_COLOURS = {
     METAL: (0.40, 0.42, 0.43),
     STREET_LAMP: (0.9, 0.9, 0.85),
     REAR_LAMP: (0.75, 0.06, 0.04),
+    HAIR: (0.09, 0.07, 0.05),
 }
 _PART_REFLECTIVITY = {
     **{GLASS: 0.12, TYRE: 0.12, LAMP: 0.5, REAR_LAMP: 0.5, GROUND: 0.25, KERB: 0.35},
-    **{ROOF: 0.3, TRUNK: 0.3, FOLIAGE: 0.4, METAL: 0.45, STREET_LAMP: 0.4},
+    **{ROOF: 0.3, TRUNK: 0.3, FOLIAGE: 0.4, METAL: 0.45, STREET_LAMP: 0.4, HAIR: 0.25, SKIN: 0.35},
 }
 
 
@@ -90,6 +93,7 @@ def _painted(mesh: Mesh, colours, reflectivity, owner: int) -> Surfaces:
         reflectivity_of[part] = share
     for part, k in ((PRIMARY, 0), (SECONDARY, 1), (WALL, 0)):
         colour_of[part], reflectivity_of[part] = colours[k], reflectivity[k]
+    colour_of[SKIN] = colours[-1]
     return Surfaces(mesh.part, colour_of[mesh.part], reflectivity_of[mesh.part], np.full(len(mesh), owner, np.int16))
 
 

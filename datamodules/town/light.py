@@ -44,14 +44,18 @@ class Light:
         return self.fog_density_per_m + (0.01 * self.rain_mm_h**0.6 / 4.343 if self.rain_mm_h else 0.0)
 
 
-def light_of(condition: str, rng: np.random.Generator) -> Light:
-    """Light and air for one of CONDITIONS; hour, haze, rain and exposure vary."""
+def light_of(condition: str, rng: np.random.Generator, dark: bool = False) -> Light:
+    """Light and air for one of CONDITIONS; hour, haze, rain and exposure vary.
+
+    Args:
+        dark: fog and rain at night: the air is that of the condition, the light is that of a night, and the town's
+            own glow hangs in the wet air.
+    """
     azimuth, height = rng.uniform(0, 2 * np.pi), np.deg2rad(rng.uniform(12.0, 65.0))
     sun = (float(np.cos(azimuth) * np.cos(height)), float(np.sin(azimuth) * np.cos(height)), float(np.sin(height)))
     exposure, gamma = float(rng.uniform(0.85, 1.2)), float(rng.uniform(2.0, 2.4))
     if condition == "night":
-        dark, glow = (0.010, 0.012, 0.022), (0.035, 0.030, 0.032)
-        light = Light(sun, (0.012, 0.014, 0.020), (0.014, 0.015, 0.022), glow, dark, 0.0, True, 2.2 * exposure, 0.05)
+        light = _night(sun, exposure)
     elif condition == "fog":
         grey = (0.66, 0.68, 0.70)
         density = float(rng.uniform(0.025, 0.05))
@@ -74,4 +78,13 @@ def light_of(condition: str, rng: np.random.Generator) -> Light:
             exposure,
             0.010,
         )
+    if dark and condition in ("fog", "rain"):
+        wet, glow = light, (0.060, 0.053, 0.048)
+        light = replace(_night(sun, exposure), horizon_rgb=glow, zenith_rgb=tuple(0.6 * part for part in glow))
+        light = replace(light, fog_density_per_m=wet.fog_density_per_m, rain_mm_h=wet.rain_mm_h)
     return replace(light, gamma=gamma)
+
+
+def _night(sun: tuple[float, float, float], exposure: float) -> Light:
+    zenith, glow = (0.010, 0.012, 0.022), (0.035, 0.030, 0.032)
+    return Light(sun, (0.012, 0.014, 0.020), (0.014, 0.015, 0.022), glow, zenith, 0.0, True, 2.2 * exposure, 0.05)

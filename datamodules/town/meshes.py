@@ -12,7 +12,8 @@ from jaxtyping import Float32, UInt8, UInt32
 
 PRIMARY, SECONDARY, GLASS, TYRE, LAMP = 0, 1, 2, 3, 4
 GROUND, KERB, WALL, ROOF, TRUNK, FOLIAGE, METAL, STREET_LAMP, REAR_LAMP = 5, 6, 7, 8, 9, 10, 11, 12, 13
-NUM_PARTS = 14
+SKIN, HAIR = 14, 15
+NUM_PARTS = 16
 
 
 @dataclass(frozen=True, eq=False)

@@ -160,14 +160,14 @@ class Population:
         rng, road = self.rng, self.road
         middle = s_m + length_m / 2
         turn = rng.normal(0.0, 0.03)
-        site_d = side * (PARKING_OFFSET_M + 0.2)
+        site_d = side * (PARKING_OFFSET_M + 0.3)
         self.add(
             "construction_vehicle", "parked", Motion(road, middle, site_d, int(rng.choice([-1, 1])), STANDING, turn)
         )
         for s in (s_m + 0.6, s_m + length_m - 0.6):
             self.add("barrier", "", Motion(road, s, site_d, 1, STANDING, rng.normal(0.0, 0.1)))
         for s in np.arange(s_m + 1.8, s_m + length_m - 1.5, rng.uniform(4.0, 6.5)):
-            self.add("traffic_cone", "", Motion(road, float(s), side * 7.72, 1, STANDING, rng.uniform(0, np.pi)))
+            self.add("traffic_cone", "", Motion(road, float(s), side * 7.6, 1, STANDING, rng.uniform(0, np.pi)))
         for s in (middle - 5.2, middle + 5.2):
             if rng.random() < 0.7:
                 motion = Motion(road, s, side * rng.uniform(8.6, 10.0), 1, STANDING, rng.uniform(0, 2 * np.pi))

@@ -20,6 +20,9 @@ class TownConfig:
         num_actors: how many labelled objects stand or move within 50 m of the ego, on average.
         seed: of everything.
         day_weight, night_weight, fog_weight, rain_weight: shares of the scenes, not necessarily summing to 1.
+        dark_share: how many of the fog and of the rain scenes are at night.
+        shuffle_materials: the same town, but everything wears the colours and reflectivities of something of another
+            class: what a model loses on it, it had read from liveries.
     """
 
     num_train_scenes: int = 4
@@ -35,6 +38,8 @@ class TownConfig:
     night_weight: float = 0.25
     fog_weight: float = 0.2
     rain_weight: float = 0.2
+    dark_share: float = 0.34
+    shuffle_materials: bool = False
 
     def __post_init__(self):
         lowest = {"num_train_scenes": 1, "num_val_scenes": 1, "samples_per_scene": 1, "num_actors": 1}
@@ -51,6 +56,8 @@ class TownConfig:
                 f"expected at most 9 extra LiDAR, 5 radar and 5 camera sweeps between two keyframes, got "
                 f"{self.lidar_sweeps}, {self.radar_sweeps} and {self.camera_sweeps}"
             )
+        if self.dark_share > 1.0:
+            raise ValueError(f"expected dark_share in [0, 1], got {self.dark_share}; 1 puts all fog and rain at night")
         if sum(self.condition_weights) <= 0:
             raise ValueError("expected one of day_weight, night_weight, fog_weight, rain_weight above 0, got none")
 
@@ -69,7 +76,7 @@ PRESETS = {
     # Many short scenes: neighbouring keyframes of one scene teach little that is new.
     "demo": TownConfig(num_train_scenes=100, num_val_scenes=16, samples_per_scene=3, lidar_sweeps=1, radar_sweeps=2),
     # The fixed reference that published figures name: what it holds changes only with the world's version.
-    "bench": TownConfig(num_train_scenes=12, num_val_scenes=8, samples_per_scene=10, lidar_sweeps=1, radar_sweeps=2),
+    "bench": TownConfig(num_train_scenes=80, num_val_scenes=40, samples_per_scene=5, lidar_sweeps=1, radar_sweeps=2),
     "large": TownConfig(num_train_scenes=160, num_val_scenes=40, samples_per_scene=40),
 }
 
@@ -88,8 +95,8 @@ def town_config(preset: str, overrides: dict[str, str]) -> TownConfig:
         if name not in types:
             raise ValueError(f"expected one of {', '.join(types)}, got '{name}'; see dynfusion synth --help")
         try:
-            values[name] = types[name](text)
-        except ValueError:
-            kind = "a whole number" if types[name] is int else "a number"
+            values[name] = {"true": True, "false": False}[text] if types[name] is bool else types[name](text)
+        except (ValueError, KeyError):
+            kind = {int: "a whole number", float: "a number", bool: "true or false"}[types[name]]
             raise ValueError(f"expected {name} to be {kind}, got '{text}'") from None
     return replace(PRESETS[preset], **values)

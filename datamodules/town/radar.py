@@ -26,7 +26,7 @@ NEAR_RANGE_M, FAR_RANGE_M = 70.0, 250.0
 _NEAR_AZIMUTH_RAD = np.deg2rad(np.arange(-60.0, 60.1, 1.0))
 _FAR_AZIMUTH_RAD = np.deg2rad(np.arange(-9.0, 9.01, 0.25))
 _ELEVATION_RAD = np.deg2rad((-6.0, -2.5, -0.8, 0.0, 1.0, 3.0, 6.0))
-_CELL_M, _CELL_RAD = 2.0, np.deg2rad(6.0)
+_CELL_M, _CELL_RAD = 1.0, np.deg2rad(4.0)
 """Resolution in range and azimuth: two surfaces of one object closer than this answer as one."""
 _SCENERY_CELL_M, _SCENERY_CELL_RAD = 1.2, 0.05
 _GRID_M, _RAW_STEP_MPS = 0.2, 0.25
@@ -43,9 +43,13 @@ _SNR_AT_RCS_0_DB, _REFERENCE_M = 14.0, 20.0
 _FALSE_ALARM_LOG = np.log(1e-3)
 _NUM_CLUTTER, _NUM_SPRAY = 12.0, 14.0
 _GHOST_SHARE = 0.05
-_LOOKING_BACK = 0.24
-"""Share of an object's cells that send power back at all: smooth metal mirrors most of it away."""
-_SCENERY_LOOKING_BACK = 0.6
+_LOOKING_BACK = {
+    **{"car": 0.21, "truck": 0.34, "bus": 0.75, "trailer": 0.34, "construction_vehicle": 0.36, "motorcycle": 0.22},
+    **{"bicycle": 0.40, "pedestrian": 0.35, "traffic_cone": 0.24, "barrier": 0.50},
+}
+"""Share of an object's cells that send power back at all: smooth metal mirrors most of it away, while the rails, axles
+and steps of large vehicles are corners that send it back. Fitted to the points per box of real tables."""
+_SCENERY_LOOKING_BACK = 0.75
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +123,8 @@ def _echoes(world: World, moment: Moment, global_from_radar: RigidTransform, tim
     leafy = bare & (moment.surfaces.part[hits.triangle[rows]] == FOLIAGE)
     rcs[leafy] += _FOLIAGE_RCS_DBSM - _SCENERY_RCS_DBSM
     heard = rng.random(len(rows)) < _detection_rate(rcs, range_m, world.light.rain_mm_h)
-    heard &= rng.random(len(rows)) < np.where(bare, _SCENERY_LOOKING_BACK, _LOOKING_BACK)
+    shares = np.array([*(_LOOKING_BACK[actor.name] for actor in world.actors), _SCENERY_LOOKING_BACK])
+    heard &= rng.random(len(rows)) < shares[owner]
     rows, range_m, owner, rcs = rows[heard], range_m[heard], owner[heard], rcs[heard]
     range_m = range_m + rng.normal(0.0, 0.12, len(rows))
     bearing = _RAY_AZIMUTH[rows] + rng.normal(0.0, np.deg2rad(0.5), len(rows))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from datamodules.town.actors import random_colours, random_reflectivity
+from datamodules.town.liveries import livery, random_colours, random_reflectivity
 from datamodules.town.meshes import (
     FOLIAGE,
     METAL,
@@ -52,7 +52,9 @@ def make_prop(kind: str, road: Road, s_m: float, d_m: float, rng: np.random.Gene
     toward_road = float(road.heading(s_m)) + (np.pi / 2 if d_m < 0 else -np.pi / 2)
     z = KERB_HEIGHT_M if KERB_OFFSET_M < abs(d_m) < PAVEMENT_EDGE_M else 0.0
     mesh = merged(shapes[kind](rng)).placed(float(x), float(y), z, toward_road)
-    return Prop(mesh, random_colours(rng), random_reflectivity(rng))
+    # Signs and bollards of a road-works kind wear what cones and barriers wear.
+    colours = livery(kind, "", rng) if kind in ("sign", "bollard", "bin") else random_colours(rng)
+    return Prop(mesh, colours, random_reflectivity(rng))
 
 
 def _tree(rng):
@@ -89,7 +91,9 @@ def _bin(rng):
 
 
 def _bollard(rng):
-    return [tube((0, 0, 0), (0, 0, rng.uniform(0.7, 1.1)), rng.uniform(0.07, 0.12), PRIMARY, 7)]
+    height, radius = rng.uniform(0.7, 1.1), rng.uniform(0.07, 0.12)
+    band = tube((0, 0, 0.7 * height), (0, 0, 0.85 * height), radius * 1.05, SECONDARY, 7)
+    return [tube((0, 0, 0), (0, 0, height), radius, PRIMARY, 7), band]
 
 
 def _bench(rng):
@@ -149,7 +153,9 @@ def _building(road: Road, s_m: float, edge_m: float, length_m: float, rng) -> Pr
             )
         )
     mesh = merged(parts).placed(float(x), float(y), 0.0, float(road.heading(s_m)))
-    return Prop(mesh, random_colours(rng) * 0.6 + 0.25, random_reflectivity(rng))
+    colours = random_colours(rng)
+    plaster = 0.4 * colours + 0.6 * colours.mean(axis=1, keepdims=True)
+    return Prop(mesh, plaster * 0.6 + 0.25, random_reflectivity(rng))
 
 
 def _garden(road: Road, s_m: float, edge_m: float, length_m: float, rng) -> list[Prop]:

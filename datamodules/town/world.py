@@ -10,11 +10,13 @@ from datamodules.town.actors import Actor, Motion
 from datamodules.town.carpark import fill_car_park
 from datamodules.town.layouts import CAR_PARK, ego_doing, lay_out
 from datamodules.town.light import Light, light_of
+from datamodules.town.liveries import shuffled_materials
 from datamodules.town.meshes import Mesh
 from datamodules.town.population import REACH_M, Population, spacing_for
 from datamodules.town.presets import CONDITIONS, TownConfig
 from datamodules.town.roads import Ground
 from datamodules.town.scenery import LAMP_HEIGHT_M, Prop, make_prop
+from datamodules.town.wanderers import admit_all
 from sensors.rig import IMAGE_HEIGHT_PX, IMAGE_WIDTH_PX, NUSCENES_RIG
 from sensors.transforms import RigidTransform
 
@@ -42,6 +44,7 @@ class World:
 
     Attributes:
         scenery: pavements first, then props and buildings, global frame.
+        condition: one of CONDITIONS.
         lamps: xyz of the street lamps.
         start_us: timestamp of world time 0, the first keyframe's.
         ego_from_sensor: this vehicle's calibration, close to nuScenes' own.
@@ -90,19 +93,32 @@ def scene_keys(config: TownConfig) -> list[SceneKey]:
 
 
 def condition_of(config: TownConfig, key: SceneKey) -> str:
-    """Conditions are dealt by quota, so that each share is met as closely as the number of scenes allows."""
+    """One of CONDITIONS, dealt by quota, so that each share is met as closely as the number of scenes allows."""
+    return _dealt(config, key)[0]
+
+
+def is_dark(config: TownConfig, key: SceneKey) -> bool:
+    """At night always; by the same kind of quota for ``dark_share`` of the scenes in fog and of those in rain."""
+    condition, before = _dealt(config, key)
+    wet_and_dark = int((before + 1) * config.dark_share) > int(before * config.dark_share)
+    return condition == "night" or (condition in ("fog", "rain") and wet_and_dark)
+
+
+def _dealt(config: TownConfig, key: SceneKey) -> tuple[str, int]:
+    """The condition of a scene, and how many scenes of its split had it before."""
     weights = np.array(config.condition_weights) / sum(config.condition_weights)
     dealt = np.zeros(len(weights))
     for _ in range(key.index + 1):
         chosen = int(np.argmax((dealt.sum() + 1) * weights - dealt))
         dealt[chosen] += 1
-    return CONDITIONS[chosen]
+    return CONDITIONS[chosen], int(dealt[chosen]) - 1
 
 
 def build_world(config: TownConfig, key: SceneKey) -> World:
     """Lay out, paint, populate and calibrate one scene."""
     rng = _stream(config.seed, key, "world")
-    condition = condition_of(config, key)
+    condition, dark = condition_of(config, key), is_dark(config, key)
+    told = f"Night {condition}" if dark and condition != "night" else condition.capitalize()
     duration_s = max(config.samples_per_scene - 1, 0) * KEYFRAME_S + 0.1
     place = lay_out(key.split, duration_s, rng)
     ego = Motion(place.road, 0.0, place.ego_d_m, 1, place.pace)
@@ -112,20 +128,24 @@ def build_world(config: TownConfig, key: SceneKey) -> World:
         fill_car_park(population)
     else:
         population.fill()
+    admit_all(population, place.layout == CAR_PARK)
     lamps = place.lamps(stretch, rng)
     props = [make_prop("lamp", place.road, s, d, rng) for s, d in lamps]
     heads = [(*place.road.xy(s, d - np.sign(d) * 1.5), LAMP_HEIGHT_M) for s, d in lamps]
     calibration, cameras = _calibrate(config.image_scale, rng)
+    actors = _within_reach(population.actors, ego, duration_s)
+    if config.shuffle_materials:
+        actors = shuffled_materials(actors, _stream(config.seed, key, "materials"))
     return World(
         key=key,
         config=config,
         condition=condition,
-        description=f"{condition.capitalize()}, {place.layout}, {ego_doing(place.pace)}",
-        light=light_of(condition, rng),
+        description=f"{told}, {place.layout}, {ego_doing(place.pace)}",
+        light=light_of(condition, rng, dark),
         ground=place.ground(),
         pavements=place.pavements(stretch),
         scenery=(*population.props, *props, *place.scenery(stretch, rng)),
-        actors=tuple(_within_reach(population.actors, ego, duration_s)),
+        actors=tuple(actors),
         ego=ego,
         lamps=np.array(heads, np.float32),
         start_us=_start_us(config, key),

@@ -25,7 +25,7 @@ from datamodules.town.world import SceneKey, scene_keys
 from sensors.rig import CAMERAS, CHANNELS, RADARS
 
 VERSION = "v1.0-town"
-WORLD_VERSION = 2
+WORLD_VERSION = 3
 """Raised when the same configuration gives other bytes than before, so that no town is finished by another world."""
 _LONGEST_CHUNK = 20
 _ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}

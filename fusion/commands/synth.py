@@ -3,18 +3,20 @@
 import os
 from pathlib import Path
 
+from datamodules.town.digest import preset_of, reference_of, verdict
 from datamodules.town.presets import TownConfig, town_config
 from datamodules.town.sheet import figures_of, sheet
 from datamodules.town.writer import VERSION, write_town
 
-_OWN_KEYS = ("root", "preset", "workers", "sheet")
+_OWN_KEYS = ("root", "preset", "workers", "sheet", "verify")
 
 
 def run(arguments: list[str]) -> int:
     """Write the town that ``key=value`` arguments describe, showing the time left.
 
     Keys: ``root`` (needed), ``preset``, ``workers``, and every field of TownConfig. ``sheet=true`` writes nothing: it
-    prints what the town in ``root`` holds beside real nuScenes.
+    prints what the town in ``root`` holds beside real nuScenes. ``verify=true`` compares the digests of what is there
+    with the committed ones of its preset; it too writes nothing, and the status is 1 where they differ.
 
     Raises:
         ValueError: an argument that is no ``key=value``, an unknown key, or a value out of range.
@@ -23,6 +25,10 @@ def run(arguments: list[str]) -> int:
     if "sheet=true" in arguments:
         print(sheet(figures_of(root, VERSION)))
         return 0
+    if "verify=true" in arguments:
+        same, text = verdict(root)
+        print(text)
+        return int(same is False)
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -43,6 +49,8 @@ def run(arguments: list[str]) -> int:
         task = bars.add_task("samples", total=config.num_samples)
         write_town(root, config, workers, lambda done, total: bars.update(task, completed=done, total=total))
     print(f"{config.num_samples} samples in {root} (version {VERSION}, splits town_train and town_val)")
+    if reference_of(preset_of(root)):
+        print(verdict(root)[1].splitlines()[-1])
     return 0
 
 
@@ -61,8 +69,9 @@ def parse(arguments: list[str]) -> tuple[Path, int, TownConfig]:
     if unknown:
         valid = ", ".join((*_OWN_KEYS, *TownConfig.__dataclass_fields__))
         raise ValueError(f"expected keys among {valid}; got '{unknown[0]}'")
-    if own.get("sheet", "false") not in ("true", "false"):
-        raise ValueError(f"expected sheet=true or sheet=false, got sheet={own['sheet']}")
+    for name in ("sheet", "verify"):
+        if own.get(name, "false") not in ("true", "false"):
+            raise ValueError(f"expected {name}=true or {name}=false, got {name}={own[name]}")
     workers = own.get("workers", str(os.cpu_count() or 1))
     if not workers.isdigit() or int(workers) < 1:
         raise ValueError(f"expected workers to be a whole number >= 1, got '{workers}'")

@@ -18,6 +18,7 @@ COMMANDS = {
     "index": "read the tables of a data set once and keep them as a fast index",
     "train": "train a model (or go on with a run that stopped)",
     "evaluate": "score a trained run with the official nuScenes metrics",
+    "adaptive": "find settings of router, exits and tokens for every budget, and score them alone and together",
     "robustness": "score a trained run under a suite of sensor failures and budgets",
     "report": "write the HTML page of a run",
     "corrupt": "write a corrupted copy of a data set, for other code bases",

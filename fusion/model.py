@@ -139,8 +139,8 @@ class FusionModel(nn.Module):
     def _run_with_exits(self, batch: Batch, dispatch: Dispatch) -> tuple[HeadOutput, Float[Tensor, ""] | None, ExitRun]:
         """As without, but samples may leave: before the other sensors run, and after each stage of the trunk."""
         exits = self.exits
-        first = () if exits.rests else exits.first_group
         walk = exits.start(dispatch.trace, dispatch.plan.choice.device, dispatch.is_masked)
+        first = exits.first_group if exits.runs_exit(0, walk) else ()
         parts: dict[str, SensorBev] = {}
         depth_loss = None
         if first:

@@ -137,3 +137,8 @@ def tokens_of(model: nn.Module) -> nn.Module | None:
 def policy_name(policy: ExitPolicy | None) -> str:
     """Class name, as it is kept with thresholds."""
     return "" if policy is None else type(policy).__name__
+
+
+def shared_word(shared: SharedBudget | None) -> str:
+    """What makes two calibrations the same one; empty without any."""
+    return "" if shared is None else repr((shared.allocations, shared.temperatures))

@@ -58,9 +58,15 @@ def load_config(path: Path, overrides: list[str], allowed_targets: list[str]):
     return config
 
 
-def open_run(path: Path, overrides: list[str], allowed_targets: list[str]) -> OpenRun:
-    """Build the model of a run and load its newest checkpoint."""
+def open_run(path: Path, overrides: list[str], allowed_targets: list[str], calibrated: bool = True) -> OpenRun:
+    """Build the model of a run and load its newest checkpoint.
+
+    Args:
+        calibrated: whether router, exits and tokens share a budget as ``dynfusion adaptive`` found, where it did.
+    """
+    from fusion.adaptive.files import FILE, read_shared_budget
     from fusion.checkpoint import load_model
+    from fusion.robustness.fingerprint import model_word
 
     directory = RunDirectory.existing(path)
     checkpoint = directory.require_checkpoint()
@@ -68,6 +74,9 @@ def open_run(path: Path, overrides: list[str], allowed_targets: list[str]) -> Op
     model = instantiate(config.model)
     load_model(checkpoint, model)
     model.eval()
+    if calibrated and (directory.path / FILE).is_file():
+        model.shared_budget = read_shared_budget(directory.path / FILE)
+        model.shared_budget.check(model, model_word(model))
     data = instantiate(config.data)
     return OpenRun(directory, config, model, data, trained_route(config, model))
 

@@ -133,6 +133,11 @@ class EarlyExits(nn.Module):
         """Whether early exits are left out of this pass."""
         return self.resting and self.training and self.combine is None and not self.cascade
 
+    def runs_exit(self, number: int, walk: Walk) -> bool:
+        """Whether an early exit is computed in this pass."""
+        looks_back = self.policy.looks_back or self.combine is not None or self.cascade
+        return not self.rests and (walk.all_stay or looks_back or self.thresholds[number] < math.inf)
+
     def start(self, trace: ExecutionTrace, device: torch.device, masked: bool) -> Walk:
         """Begin with a batch. In training and in masked execution nobody leaves before the end."""
         return Walk.start(trace, len(self.heads), device, self.training or masked or self.observing)
@@ -190,9 +195,7 @@ class EarlyExits(nn.Module):
 
     def _visit(self, number: int, bev: Tensor, walk: Walk, may_leave: Tensor | None = None) -> Tensor | None:
         """Run one exit where anybody needs it; who stays."""
-        looks_back = self.policy.looks_back or self.combine is not None or self.cascade
-        is_on = self.thresholds[number] < math.inf
-        if self.rests or not (walk.all_stay or looks_back or is_on):
+        if not self.runs_exit(number, walk):
             walk.said.append(None)
             walk.history.append(None)
             walk.answers.append(None)
@@ -209,7 +212,8 @@ class EarlyExits(nn.Module):
         if may_leave is not None:
             score = torch.where(may_leave[walk.rows], score, torch.nan)
         walk.scores[walk.rows, number] = score
-        return None if walk.all_stay or not is_on else walk.leave(score >= self.thresholds[number], answer)
+        threshold = self.thresholds[number]
+        return None if walk.all_stay or threshold == math.inf else walk.leave(score >= threshold, answer)
 
     def _last(self, levels: list[Tensor], trunk: nn.Module, head: CenterHead, walk: Walk) -> HeadOutput:
         output = head(self._cascaded(trunk.neck(levels), len(self.heads), walk))

@@ -1,0 +1,198 @@
+"""dynfusion adaptive run=RUN [budgets=[0.45,...]] [cap=1.0] [split=SPLIT] [ablation=true] [key=value ...]
+dynfusion adaptive merge=[RUN,...] [out=FILE.md]
+
+One budget for router, early exits and tokens. Runs a labelled split under a grid of routes and token rates, chooses for
+each budget the bound on the route, the exits' thresholds and the token rate of least loss that keep it on average, and
+writes RUN/adaptive.json: evaluate and robustness then use it wherever they are given a budget. cap is the share of the
+full cost that no single sample may exceed.
+
+ablation=true also scores router, exits and tokens alone, in pairs and together at every budget, each sample with
+settings found on other scenes, one sample at a time, and writes RUN/ablation.json. merge joins those of several runs.
+"""
+
+import json
+import time
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from fusion.commands.compose import parse_options, split_arguments
+
+DEFAULT_BUDGETS = (0.45, 0.55, 0.7, 0.85, 1.0)
+
+
+@dataclass
+class Options:
+    run: str = ""
+    budgets: list[float] = field(default_factory=list)
+    cap: float = 1.0
+    split: str = ""
+    ablation: bool = False
+    merge: list[str] = field(default_factory=list)
+    out: str = ""
+    allow: list[str] = field(default_factory=list)
+
+
+def run(arguments: list[str]) -> int:
+    from rich.console import Console
+
+    own, overrides = split_arguments(arguments, Options)
+    options = parse_options(own, Options)
+    console = Console()
+    if options.merge:
+        text = merged(options)
+        console.print(text, markup=False, soft_wrap=True)
+        return 0
+    if not options.run:
+        raise ValueError("expected run=RUN or merge=[RUN,...], got neither; see dynfusion adaptive --help")
+    calibrate_run(options, overrides, console)
+    return 0
+
+
+def calibrate_run(options: Options, overrides: list[str], console) -> None:
+    """Observe, allocate, write; and the ablation where it is asked for."""
+    from fusion.adaptive.allocation import SharedBudget, policy_name
+    from fusion.adaptive.files import FILE, write_shared_budget
+    from fusion.adaptive.search import allocated, candidates
+    from fusion.commands.runs import open_run
+    from fusion.robustness.fingerprint import model_word
+
+    opened = open_run(Path(options.run), overrides, options.allow, calibrated=False)
+    model, split = opened.model, options.split or opened.config.data.val_split
+    if opened.plan_source is not None:
+        raise ValueError(
+            f"expected a run whose last stage trains the router, got {options.run}; train it with stages=adaptive"
+        )
+    budgets = checked_budgets(options, model.min_budget)
+    # Each sample by itself, kept in memory: they are run many times.
+    batches = list(opened.data.evaluation_loader(split, batch_size=1))
+    started = time.monotonic()
+    with console.status("") as status:
+        observations = observed(model, batches, lambda text: status.update(text))
+        found = candidates(observations)
+        chosen = [allocated(found, budget, cap=options.cap) for budget in budgets]
+        exits = model.exits
+        shared = SharedBudget(
+            chosen,
+            () if exits is None else exits.temperatures,
+            model_word(model),
+            policy_name(None if exits is None else exits.policy),
+        )
+        write_shared_budget(opened.directory.path / FILE, shared, split, len(batches))
+        console.print(allocation_table(chosen))
+        if options.ablation:
+            cells = ablated(opened, batches, observations, budgets, options.cap, lambda text: status.update(text))
+            path = opened.directory.path / "ablation.json"
+            write_ablation(path, cells, split, len(batches))
+    if options.ablation:
+        from fusion.adaptive.ablation import ablation_table
+
+        console.print(ablation_table([cells]), markup=False, soft_wrap=True)
+    console.print(f"done in {(time.monotonic() - started) / 60:.1f} minutes", highlight=False)
+
+
+def checked_budgets(options: Options, min_budget: float) -> list[float]:
+    """The budgets asked for, or the default ones that the model can keep.
+
+    Raises:
+        ValueError: a budget or a cap that is not possible.
+    """
+    budgets = options.budgets or [budget for budget in DEFAULT_BUDGETS if budget >= min_budget]
+    wrong = [budget for budget in budgets if not min_budget - 1e-6 <= budget <= 1 + 1e-6]
+    if wrong:
+        raise ValueError(
+            f"expected budgets in [{min_budget:.4f}, 1] (from the least that the always-on part, every exit's head "
+            f"among it, and the cheapest unit cost), got {wrong[0]:g}"
+        )
+    if not min_budget <= options.cap <= 1:
+        raise ValueError(f"expected cap in [{min_budget:.4f}, 1], got {options.cap:g}")
+    return sorted(budgets)
+
+
+def observed(model, batches: list, say):
+    """Observations over a grid of routes and token rates."""
+    from fusion.adaptive.observe import observe, token_thresholds
+
+    least = model.min_budget
+    bounds = [least + (1 - least) * step / 7 for step in range(8)]
+    thresholds = token_thresholds(model, batches[:: max(len(batches) // 16, 1)])
+    return observe(
+        model,
+        batches,
+        [None, *bounds],
+        thresholds,
+        progress=lambda done: say(f"observing: sample {done} of {len(batches)}"),
+    )
+
+
+def ablated(opened, batches: list, observations, budgets: list[float], cap: float, say) -> list:
+    """Every mix of techniques at every budget that it can keep."""
+    from fusion.adaptive.ablation import MIXES, allocations_of, fold_candidates, folds_by_scene, run_cell
+    from fusion.scoring.scorer import Scorer
+
+    data = opened.config.data
+    scorer = Scorer(data.root, data.version, data.val_split)
+    folds = folds_by_scene(batches)
+    found, cells, done = fold_candidates(observations, folds), [], {}
+    for budget in budgets:
+        for mix in MIXES:
+            say(f"ablation: budget {budget:.2f}, {' + '.join(mix)}")
+            own = allocations_of(found, budget, mix, cap)
+            if own is None:
+                continue
+            # What is set the same runs the same: it is not run again.
+            key = repr([(one.route_budget, one.thresholds, one.token_threshold) for one in own.values()])
+            if key not in done:
+                done[key] = run_cell(opened.model, batches, folds, own, scorer.score, mix, budget)
+            cells.append(replace(done[key], mix="+".join(mix), budget=budget))
+    return cells
+
+
+def write_ablation(path: Path, cells: list, split: str, num_samples: int) -> None:
+    from fusion.run_directory import write_text
+
+    content = {"split": split, "num_samples": num_samples, "cells": [asdict(cell) for cell in cells]}
+    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def merged(options: Options) -> str:
+    """The Markdown table over several runs, also written to ``out``.
+
+    Raises:
+        FileNotFoundError: a run without an ablation.
+    """
+    from fusion.adaptive.ablation import AblationCell, ablation_table
+    from fusion.run_directory import write_text
+
+    runs = []
+    for name in options.merge:
+        path = Path(name) / "ablation.json"
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"expected an ablation at {path}, there is none; run dynfusion adaptive run={name} ablation=true"
+            )
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        runs.append([AblationCell(**{**cell, "left": tuple(cell["left"])}) for cell in cells])
+    text = ablation_table(runs) + "\n"
+    if options.out:
+        write_text(Path(options.out), text)
+    return text
+
+
+def allocation_table(allocations: list):
+    """What was chosen for each budget."""
+    from rich.table import Table
+
+    table = Table(title="settings by budget")
+    for heading in ("budget", "mean cost", "no sample above", "route within", "exit thresholds", "token lead", "loss"):
+        table.add_column(heading, justify="right")
+    for one in allocations:
+        table.add_row(
+            f"{one.budget:.3f}",
+            f"{one.mean_cost:.3f} ± {one.standard_error:.3f}",
+            f"{one.cap:.3f}",
+            "full route" if one.route_budget is None else f"{one.route_budget:.3f}",
+            ", ".join(f"{value:.3f}" for value in one.thresholds) or "none",
+            f"{one.token_threshold:.2f}",
+            f"{one.loss:.3f}",
+        )
+    return table

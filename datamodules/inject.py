@@ -68,14 +68,17 @@ class FaultRule:
         self.severity = _severity(severity, alone)
 
     def plan(self, draws: Draws, progress: Number) -> list[Planned]:
+        probability = self.probability(progress)
+        if not probability:
+            return []
         if self.each == "sample":
             generator = draws.generator("sample")
-            hit = generator.random() < self.probability(progress)
+            hit = generator.random() < probability
             return [(self.fault, self.level(self.fault, generator, progress))] if hit else []
         planned = []
         for channel in scope_of(self.fault):
             generator = draws.generator(channel)
-            if generator.random() < self.probability(progress):
+            if generator.random() < probability:
                 fault = restricted(self.fault, (channel,))
                 planned.append((fault, self.level(fault, generator, progress)))
         return planned

@@ -52,14 +52,16 @@ def noisy(
     alike = np.ptp(offset) < 1e-9 and np.ptp(sigma) < 1e-9
     mean, sigma = mean.astype(np.float32), sigma.astype(np.float32)
     harmed = np.empty_like(pixels)
-    for top in range(0, len(pixels), STRIP_ROWS):
-        strip = pixels[top : top + STRIP_ROWS]
+    # As many pixels as 32 rows of a full picture.
+    rows = max(STRIP_ROWS, STRIP_ROWS * IMAGE_WIDTH_PX // pixels.shape[1])
+    for top in range(0, len(pixels), rows):
+        strip = pixels[top : top + rows]
         if alike:
             noise = unit_noise(draws, strip.shape, float(sigma[0]), float(offset[0]))
-            harmed[top : top + STRIP_ROWS] = cv2.add(strip, noise, dtype=cv2.CV_8U)
+            harmed[top : top + rows] = cv2.add(strip, noise, dtype=cv2.CV_8U)
         else:
             spread = cv2.multiply(cv2.LUT(strip, sigma), unit_noise(draws, strip.shape))
-            harmed[top : top + STRIP_ROWS] = cv2.add(cv2.LUT(strip, mean), spread, dtype=cv2.CV_8U)
+            harmed[top : top + rows] = cv2.add(cv2.LUT(strip, mean), spread, dtype=cv2.CV_8U)
     return harmed
 
 

@@ -68,26 +68,44 @@ def thu_local_impulse(points: Points, boxes: Boxes, divisor: int, rng: np.random
     return _in_each_box(points, boxes, lambda inner, box: thu_impulse_noise(inner, divisor, rng))
 
 
+def scale_matrix(change: float, rng: np.random.Generator) -> Float[np.ndarray, "3 3"]:
+    """Larger or smaller by that share along one random axis."""
+    factor = np.ones(3)
+    axis = rng.integers(3)
+    factor[axis] += change * rng.choice([-1, 1])
+    return np.diag(factor)
+
+
+def shear_matrix(entry: float, rng: np.random.Generator) -> Float[np.ndarray, "3 3"]:
+    """Entries (0,2), (1,0), (1,2), (2,0) of U(c - .05, c + .05) with random signs."""
+    b, d, e, f = rng.uniform(entry - 0.05, entry + 0.05, 4) * rng.choice([-1, 1], 4)
+    return np.array([[1, 0, b], [d, 1, e], [f, 0, 1]])
+
+
+def rotation_matrix(angle_deg: float, rng: np.random.Generator) -> Float[np.ndarray, "3 3"]:
+    """A turn about the vertical axis by U(c - 1, c + 1) deg to either side."""
+    angle = np.deg2rad(rng.uniform(angle_deg - 1, angle_deg + 1)) * rng.choice([-1, 1])
+    c, s = np.cos(angle), np.sin(angle)
+    return np.array([[c, s, 0], [-s, c, 0], [0, 0, 1]])
+
+
 def thu_scale(points: Points, boxes: Boxes, change: float, rng: np.random.Generator) -> Points:
     """Each object grows or shrinks by that share along one random axis; along z it is lifted to stand on the ground."""
 
     def scaled(inner: Points, box: _Box) -> Points:
-        factor = np.ones(3)
-        axis = rng.integers(3)
-        factor[axis] += change * rng.choice([-1, 1])
-        unit = _to_unit(inner[:, :3], box) * factor
-        unit[:, 2] += (factor[2] - 1) * box.size_lwh_m[2] / box.size_lwh_m.max()
+        matrix = scale_matrix(change, rng)
+        unit = _to_unit(inner[:, :3], box) @ matrix
+        unit[:, 2] += (matrix[2, 2] - 1) * box.size_lwh_m[2] / box.size_lwh_m.max()
         return _with(inner, _from_unit(unit, box))
 
     return _in_each_box(points, boxes, scaled)
 
 
 def thu_shear(points: Points, boxes: Boxes, entry: float, rng: np.random.Generator) -> Points:
-    """Entries (0,2), (1,0), (1,2), (2,0) of U(c - .05, c + .05) with random signs, then squeezed into the box."""
+    """Each object is sheared, then squeezed into its box."""
 
     def sheared(inner: Points, box: _Box) -> Points:
-        b, d, e, f = rng.uniform(entry - 0.05, entry + 0.05, 4) * rng.choice([-1, 1], 4)
-        unit = _to_unit(inner[:, :3], box) @ np.array([[1, 0, b], [d, 1, e], [f, 0, 1]])
+        unit = _to_unit(inner[:, :3], box) @ shear_matrix(entry, rng)
         bound = box.size_lwh_m / box.size_lwh_m.max()
         return _with(inner, _from_unit(unit / np.maximum(np.abs(unit).max(axis=0) / bound, 1), box))
 
@@ -98,10 +116,7 @@ def thu_rotation(points: Points, boxes: Boxes, angle_deg: float, rng: np.random.
     """Each object turns about its vertical axis by U(c - 1, c + 1) deg to either side; its label does not."""
 
     def turned(inner: Points, box: _Box) -> Points:
-        angle = np.deg2rad(rng.uniform(angle_deg - 1, angle_deg + 1)) * rng.choice([-1, 1])
-        c, s = np.cos(angle), np.sin(angle)
-        unit = _to_unit(inner[:, :3], box) @ np.array([[c, s, 0], [-s, c, 0], [0, 0, 1]])
-        return _with(inner, _from_unit(unit, box))
+        return _with(inner, _from_unit(_to_unit(inner[:, :3], box) @ rotation_matrix(angle_deg, rng), box))
 
     return _in_each_box(points, boxes, turned)
 

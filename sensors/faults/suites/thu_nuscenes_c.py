@@ -1,7 +1,6 @@
 """thu-ml's nuScenes-C (Dong et al., CVPR 2023): 27 types at five severities. Three suites share the name nuScenes-C.
 
-Where a type exists for cameras and LiDAR, both are corrupted. Its object types also warp the pictures around projected
-boxes with thin-plate splines; that part is left out, so shear, scale and rotation act on the LiDAR alone.
+Where a type exists for cameras and LiDAR, both are corrupted.
 """
 
 from dataclasses import replace
@@ -26,14 +25,13 @@ from sensors.faults.suites.published import (
     ladder,
     together,
 )
+from sensors.faults.suites.thu_pictures import ALONG, SIDEWAYS, bent_objects, moving_objects
 from sensors.frame import Frame, History
 from sensors.lidar import LidarSweep
 from sensors.rig import CAMERAS, LIDAR
 from sensors.transforms import RigidTransform
 
 FRONT = "CAM_FRONT"
-_ALONG = (FRONT, "CAM_BACK")
-_SIDEWAYS = tuple(channel for channel in CAMERAS if channel not in _ALONG)
 _SEVERITIES = tuple((k,) for k in range(1, 6))
 _RAIN_MMPH = (0.20, 0.73, 1.5625, 3.125, 7.29)
 _SNOW = ((2.62, 7.7e-7), (42.7, 5.0e-6), (200.0, 1.4e-5), (368.0, 2.1e-5), (791.0, 3.5e-5))
@@ -74,31 +72,6 @@ def _with_rows(sweep: LidarSweep, function, *arguments) -> LidarSweep:
     return sweep_of(function(rows_of(sweep), *arguments), sweep)
 
 
-def moving_objects(frame: Frame, history: History, draws: Draws, severity: int) -> Frame:
-    """Pictures are blurred inside the outlines of the boxes."""
-    if frame.boxes is None:
-        raise ValueError(
-            f"expected labels in sample {frame.token} for {draws.fault}, got none; corruptions of objects need a split "
-            "with annotations"
-        )
-    changed = {}
-    for channel, image in frame.cameras.items():
-        corners_m = image.ego_from_camera.inverse().points(frame.boxes.corners())
-        corners_px = []
-        for box in corners_m:
-            pixel, depth_m = project(box, image.image_from_camera)
-            corners_px.append(pixel[depth_m > 1e-6])
-        pixels = camera.thu_moving_object(
-            image.pixels,
-            severity,
-            draws.generator(channel),
-            corners_px=corners_px,
-            sideways=channel in _SIDEWAYS,
-        )
-        changed[channel] = replace(image, pixels=pixels)
-    return with_measurements(frame, changed)
-
-
 def spatial_misalignment(frame: Frame, history: History, draws: Draws, sigma_m: float, sigma_entry: float) -> Frame:
     """Noise on the entries of camera_from_ego, which is no rotation any more: labels and LiDAR stay where they are."""
     changed = {}
@@ -122,6 +95,11 @@ def _frame(modality: str, function, *rows: tuple) -> tuple[tuple[Part, ...], ...
 
 def _objects(function, *rows: tuple, random: bool = True) -> tuple[tuple[Part, ...], ...]:
     return ladder(LidarPart, function, *rows, objects=True, random=random)
+
+
+def _bent(matrix, function, *rows: tuple) -> tuple[tuple[Part, ...], ...]:
+    """An object's outline in the pictures by one matrix for the sample, its points by one for each box."""
+    return together(_frame("camera", bent_objects, *((matrix, *row) for row in rows)), _objects(function, *rows))
 
 
 _DIVISORS = ((30,), (25,), (20,), (15,), (10,))
@@ -155,7 +133,7 @@ _MOTION = {
         _objects(objects.thu_moving_object, *_steps(0.2), random=False),
     ),
     "motion_blur": together(
-        _camera(camera.thu_motion_blur_front_back, _ALONG), _camera(camera.thu_motion_blur_sideways, _SIDEWAYS)
+        _camera(camera.thu_motion_blur_front_back, ALONG), _camera(camera.thu_motion_blur_sideways, SIDEWAYS)
     ),
     "motion_compensation": ladder(
         LidarPart, points.thu_motion_compensation, *((round(0.02 * k, 9), round(0.002 * k, 9)) for k in range(1, 6))
@@ -167,9 +145,9 @@ _OBJECTS = {
     "local_gaussian": _objects(objects.thu_local_gaussian, *_steps(0.02)),
     "local_uniform": _objects(objects.thu_local_uniform, *_steps(0.02)),
     "local_impulse": _objects(objects.thu_local_impulse, *_DIVISORS),
-    "shear": _objects(objects.thu_shear, *_steps(0.05)),
-    "scale": _objects(objects.thu_scale, *_steps(0.04)),
-    "rotation": _objects(objects.thu_rotation, (1.0,), (3.0,), (5.0,), (7.0,), (9.0,)),
+    "shear": _bent(objects.shear_matrix, objects.thu_shear, *_steps(0.05)),
+    "scale": _bent(objects.scale_matrix, objects.thu_scale, *_steps(0.04)),
+    "rotation": _bent(objects.rotation_matrix, objects.thu_rotation, (1.0,), (3.0,), (5.0,), (7.0,), (9.0,)),
 }
 _ALIGNMENT = {
     # The published code doubles the listed .02 to .10 m and .002 to .010.

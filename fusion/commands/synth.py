@@ -1,4 +1,14 @@
-"""``dynfusion synth``: write a synthetic town."""
+"""dynfusion synth root=FOLDER [preset=tiny|demo|bench|large] [workers=N] [FIELD=VALUE ...]
+dynfusion synth root=FOLDER [preset=...] verify=true
+dynfusion synth root=FOLDER sheet=true
+
+Writes a synthetic town in nuScenes' on-disk format, or goes on with one that was interrupted. A FIELD is one of
+TownConfig's: num_train_scenes, num_val_scenes, samples_per_scene, image_scale, lidar_sweeps, radar_sweeps,
+camera_sweeps, num_actors, seed, day_weight, night_weight, fog_weight, rain_weight, dark_share (of the fog and rain
+scenes), shuffle_materials=true (the same town in liveries of other classes). verify=true compares a written town with
+the committed digests of its preset (tiny and bench have some) and names the parts that differ; sheet=true prints its
+statistics beside those of real nuScenes. Both write nothing. More: docs/town.md.
+"""
 
 import os
 from pathlib import Path

@@ -2,8 +2,8 @@
 
 A small town is written to a temporary folder at two sizes. The same training loader prepares it without faults and
 under a training recipe, epoch by epoch in turns in this process (``num_workers=0``), with training progress going from
-0 to 1. Milliseconds of processor time per sample; ratio is with faults over without. ``configs/faults/ramped.yaml`` is
-the default recipe, ``mixture.yaml`` draws from the whole catalogue.
+0 to 1. Milliseconds of processor time per sample; ratio is with faults over without. ``configs/faults/mixture.yaml`` is
+the default mixture, over the whole catalogue; ``ramped.yaml`` harms more pictures.
 """
 
 import json

@@ -53,9 +53,18 @@ class OptimizerSettings:
             raise ValueError(f"expected weight_decay of at least 0, got {self.weight_decay}")
         learning_rate_factor(self.schedule, 1, self.warm_up_steps)
 
-    def build(self, model: nn.Module, factor: Callable[[int, str], float]) -> tuple[torch.optim.AdamW, object]:
-        """The optimiser, and the scheduler that multiplies each group's learning rate by ``factor(step, group)``."""
+    def build(
+        self, model: nn.Module, factor: Callable[[int, str], float], extra: Sequence[nn.Parameter] = ()
+    ) -> tuple[torch.optim.AdamW, object]:
+        """The optimiser, and the scheduler that multiplies each group's learning rate by ``factor(step, group)``.
+
+        Args:
+            extra: further parameters, such as those of custom steps, moved by AdamW without weight decay.
+        """
         groups = parameter_groups(model, self.learning_rate, self.router_learning_rate, self.weight_decay)
+        if extra:
+            rates = {"lr": self.learning_rate, "weight_decay": 0.0, "muon": False}
+            groups.append({"name": "custom", "params": list(extra), **rates})
         if self.method == "muon":
             optimizer = MuonAdamW(with_muon_group(model, groups, self.muon_learning_rate), betas=tuple(self.betas))
         else:

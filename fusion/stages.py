@@ -4,7 +4,7 @@ A curriculum is a list of stages over training progress in [0, 1]. All of it is 
 run that is resumed in any stage goes on exactly.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fusion.routing.plan import FULL, LITE, SKIP
 from sensors.rig import NUM_CAMERAS, UNITS
 
-ROUTES = ("full", "fixed", "random", "learned", "paired", "sandwich")
+ROUTES = ("full", "fixed", "random", "learned", "paired", "sandwich", "custom")
 EXECUTIONS = ("sparse", "masked")
 LEAST = "least"
 MODALITIES = ("camera", "lidar", "radar")
@@ -39,6 +39,7 @@ class Stage:
         budget: share of the full cost given to the router; a pair is drawn uniformly per sample and step. The word
             ``least`` stands for the model's least budget.
         execution: ``sparse`` or ``masked``.
+        step: for the route ``custom``: a ``fusion.custom_step.CustomStep``, which does the forward pass itself.
         losses: factors on the task's loss weights by name; ``{budget: 0}`` switches one off.
         temperature: of the router's relaxation; a pair falls (or rises) exponentially over the stage.
         learning_rate_factor: on the learning rate of the schedule; a mapping gives the factors of ``router`` and of
@@ -54,6 +55,7 @@ class Stage:
     lite_share: float = 0.0
     budget: float | str | Sequence[float | str] = 1.0
     execution: str = "sparse"
+    step: Callable | None = None
     losses: Mapping[str, float] = field(default_factory=dict)
     temperature: float | Sequence[float] = 1.0
     learning_rate_factor: float | int | Mapping[str, float] = 1.0
@@ -61,6 +63,7 @@ class Stage:
     def __post_init__(self):
         _check(self, 0.0 < self.until <= 1.0, "until in (0, 1], a share of training", self.until)
         _check(self, self.route in ROUTES, f"route to be one of {', '.join(ROUTES)}", self.route)
+        _check(self, self.step is not None or self.route != "custom", "a step for route custom", self.step)
         _check(self, self.execution in EXECUTIONS, "execution to be sparse or masked", self.execution)
         _check(self, 0.0 <= self.lite_share <= 1.0, "lite_share in [0, 1]", self.lite_share)
         unknown = sorted(set(self.units) - {*UNITS, "CAMERAS"})

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from datamodules.batch import Batch
 from fusion.adaptive.depth_terms import DepthTerms, ExitLoss
 from fusion.checkpoint import model_weights, require_same_model
+from fusion.custom_step import modules_of
 from fusion.draws import keyed_generator, keyed_randomness
 from fusion.heads.decode import DecodeOptions, decode
 from fusion.heads.losses import LOSS_WEIGHTS, center_loss
@@ -80,6 +81,7 @@ class FusionTask(pl.LightningModule):
             raise ValueError(f"expected loss weights among {', '.join(known)}, got {', '.join(unknown)}")
         self.model = model
         self.curriculum.check(model, tuple(known), model.min_budget)
+        self.custom_steps = nn.ModuleList(modules_of([stage.step for stage in self.curriculum.stages]))
         self.optimizer_settings = optimizer or OptimizerSettings()
         self.loss_weights = {**known, **(loss_weights or {})}
         self.budget_term = budget_term
@@ -104,7 +106,7 @@ class FusionTask(pl.LightningModule):
         def factor(step: int, group: str) -> float:
             return schedule(step) * self.curriculum.at(step / self.num_steps).rate_factor(group)
 
-        optimizer, scheduler = settings.build(self.model, factor)
+        optimizer, scheduler = settings.build(self.model, factor, list(self.custom_steps.parameters()))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
@@ -138,7 +140,10 @@ class FusionTask(pl.LightningModule):
         output, route_terms = self._trained_forward(batch, step)
         terms = self.loss_terms(output, batch)
         terms |= {name: route_terms.get(name, torch.zeros((), device=self.device)) for name in self.route_terms}
-        loss = torch.stack([self._weight(name) * value for name, value in terms.items()]).sum()
+        weights = {name: self._weight(name) for name in terms}
+        added = {name: value for name, value in route_terms.items() if name not in terms}  # by a custom step
+        terms, weights = terms | added, weights | dict.fromkeys(added, 1.0)
+        loss = torch.stack([weights[name] * value for name, value in terms.items()]).sum()
         self.step_values = {"loss": loss.detach(), **_detached(terms), **route_values(output)}
         # The step table has every step; Lightning's own log of thirty values costs a tenth of a small step.
         if self.trainer.global_step % self.trainer.log_every_n_steps == 0:
@@ -154,6 +159,11 @@ class FusionTask(pl.LightningModule):
         """The output to take the detection loss from, and the further terms of a stage with several routes."""
         generator = keyed_generator(self.seed, "stage", step, self.global_rank)
         stage, plan, budget = self.stage, None, 1.0
+        if stage.route == "custom":
+            with keyed_randomness(self.device, self.seed, "forward", step, self.global_rank):
+                output, terms = stage.step(self, batch, generator)
+            self.step_routes = [(output.plan.choice, output.plan.probs.detach())]
+            return output, terms
         if stage.route in ROUTE_TERMS:
             return self._several_routes(batch, step, generator)
         if stage.route == "learned":

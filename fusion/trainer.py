@@ -15,6 +15,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from fusion.callbacks import CollapseAlarm, LastCheckpoint, RestUnusedUnits, StepTable, TrainingProgress
 from fusion.checkpoint import AtomicCheckpointIO
 from fusion.ema import WeightAverage
+from fusion.gradient_report import GradientReport
 from fusion.run_directory import RunDirectory
 
 PRECISIONS = ("32", "32-true", "bf16-mixed", "16-mixed")
@@ -27,6 +28,8 @@ def build_trainer(
     checkpoint_every_n_steps: int = 100,
     progress_every_s: float = 10.0,
     max_minutes: float | None = None,
+    gradients_every_n_steps: int | None = None,
+    modality_balance: float = 0.0,
     callbacks: Sequence[pl.Callback] = (),
     **lightning: Any,
 ) -> pl.Trainer:
@@ -41,6 +44,10 @@ def build_trainer(
         progress_every_s: seconds between two lines of progress in a log file.
         max_minutes: stop after so long. The schedule does not know of it: a run that is cut off has not cooled down.
             Prefer fewer epochs.
+        gradients_every_n_steps: steps between two rows of ``gradients.csv``, each sensor's share of the gradient and
+            how far the exits agree; None for none.
+        modality_balance: how strongly sensors that get most of the gradient are held back, see
+            ``fusion.gradient_report.GradientReport``; 0 does not.
         callbacks: further ones.
         lightning: arguments of ``pytorch_lightning.Trainer`` (max_epochs, devices, strategy, precision, ...).
 
@@ -60,6 +67,9 @@ def build_trainer(
     )
     run = RunDirectory(Path(run_dir))
     chosen = [StepTable(run.path), TrainingProgress(progress_every_s), RestUnusedUnits(), CollapseAlarm(run.path)]
+    if gradients_every_n_steps or modality_balance:
+        # Before the average: it must see the weights as they are after the balance.
+        chosen.append(GradientReport(run.path, gradients_every_n_steps, modality_balance))
     if average_decay is not None:
         chosen.append(WeightAverage(average_decay))
     if max_minutes is not None:

@@ -37,6 +37,7 @@ class DepthTerms:
 
     Attributes:
         names: of the terms that this model has.
+        watched: whether the next step keeps the losses of all exits, with their graph, in ``watched_losses``.
     """
 
     def __init__(self, model: nn.Module, exit_loss: ExitLoss | None = None):
@@ -55,6 +56,7 @@ class DepthTerms:
         gated = self._exits is not None and isinstance(self._exits.policy, LearnedGate)
         own = {"exits": self._exits is not None, "exit_gate": gated, "tokens": has_token_loss(model)}
         self.names = tuple(name for name, is_there in own.items() if is_there)
+        self.watched, self.watched_losses = False, None
 
     def rest(self, weights: Mapping[str, float]) -> None:
         """Exits whose terms weigh nothing in a stage are not computed in it."""
@@ -68,6 +70,7 @@ class DepthTerms:
         answers = None if output.exits is None else output.exits.outputs
         if answers is not None and len(answers) > 1:
             terms["exits"] = self._loss(answers, targets)
+            self.watched_losses = list(exit_losses(answers, targets).sum(dim=0)) if self.watched else None
             if "exit_gate" in terms:
                 terms["exit_gate"] = self._gate_loss(answers, targets)
         if "tokens" in terms and output.token_loss is not None:

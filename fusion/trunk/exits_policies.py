@@ -179,7 +179,7 @@ class ConformalSets:
     threshold of leaving is 0.
 
     Args:
-        quantiles: qhat of each exit, from ``exits_calibration.conformal_quantile``.
+        quantiles: qhat of each exit, from ``exits_reliability.conformal_quantile``.
         set_size: mean size that is still good enough.
     """
 

@@ -13,7 +13,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from fusion.trunk.tokens_blocks import kept_block, masked_block, straight_through
-from fusion.trunk.tokens_windows import joined_windows, split_windows
+from fusion.trunk.tokens_windows import check_sides, joined_windows, split_windows
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,7 +171,13 @@ class KeepTokens(nn.Module):
         return selectors + linear * sum(shares) + 4e-9 * num_pairs * self.channels * sum(pairs)
 
     def price(self, shape: tuple[int, int]) -> float:
-        """The most that one sample can cost on a map of ``shape``: all cells, or the fixed share of them."""
+        """The most that one sample can cost on a map of ``shape``: all cells, or the fixed share of them.
+
+        Raises:
+            ValueError: sides that are no multiples of the window.
+        """
+        if self.window is not None:
+            check_sides(shape, self.window)
         return self.gflops(shape[0] * shape[1])
 
     def saved_gflops(self) -> list[float]:

@@ -1,5 +1,7 @@
 """BEV windows: attention inside windows, on the windows that hold something (SparseViT, Chen et al., CVPR 2023)."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, Int64
 from timm.models.vision_transformer import Block
@@ -67,6 +69,7 @@ class KeepWindows(nn.Module):
 
     def price(self, shape: tuple[int, int]) -> float:
         """GFLOPs of one sample at the share of evaluation."""
+        check_sides(shape, self.window)
         count = max(round(self.keep * shape[0] * shape[1] / self.window**2), 1)
         return count * len(self.blocks) * block_gflops(self.channels, self.window**2)
 
@@ -76,15 +79,21 @@ class KeepWindows(nn.Module):
         return tokens
 
 
+def check_sides(shape: Sequence[int], side: int) -> None:
+    """Raises ValueError unless both sides of a map are multiples of the window."""
+    if shape[0] % side or shape[1] % side:
+        raise ValueError(
+            f"expected sides that are multiples of the window {side}, got {shape[0]}x{shape[1]}; change it"
+        )
+
+
 def split_windows(bev: Float[Tensor, "b c ny nx"], side: int) -> Float[Tensor, "b w s c"]:
     """The cells of a map by square windows of ``side``.
 
     Raises:
         ValueError: sides that are no multiples of the window.
     """
-    num_y, num_x = bev.shape[2:]
-    if num_y % side or num_x % side:
-        raise ValueError(f"expected sides that are multiples of the window {side}, got {num_y}x{num_x}; change it")
+    check_sides(bev.shape[2:], side)
     parts = bev.unflatten(3, (-1, side)).unflatten(2, (-1, side))  # b c wy side wx side
     return parts.permute(0, 2, 4, 3, 5, 1).flatten(3, 4).flatten(1, 2)
 

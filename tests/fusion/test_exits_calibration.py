@@ -11,20 +11,17 @@ from fusion.routing.plan import FULL, SKIP
 from fusion.trunk.exits_calibration import (
     CalibratedExits,
     budgeted_thresholds,
-    conformal_quantile,
     exits_of,
-    fit_temperature,
     geometric_shares,
-    labelled_logits,
     leaving_gflops,
     read_calibration,
-    reliability,
     solved_thresholds,
     thresholds_for_cost,
     write_calibration,
 )
 from fusion.trunk.exits_peaks import NOTHING, Peaks
 from fusion.trunk.exits_policies import MaxProb
+from fusion.trunk.exits_reliability import conformal_quantile, fit_temperature, labelled_logits, reliability
 from tests.fusion.exit_toys import exit_model
 from tests.fusion.small_model import small_batch
 

@@ -11,13 +11,14 @@ from tests.fusion.random_batch import random_batch
 class _Batches(Dataset):
     """Item (epoch, index) is a whole batch that depends on nothing else."""
 
-    def __init__(self, batch_size: int, training: bool):
+    def __init__(self, batch_size: int, training: bool, image_size_px: tuple[int, int], depth_stride: int):
         self.batch_size = batch_size
-        self.training = training
+        self.training, self.image_size_px, self.depth_stride = training, image_size_px, depth_stride
 
     def __getitem__(self, key: tuple[int, int]) -> Batch:
         epoch, index = key
-        return random_batch(self.batch_size, seed=1000 * epoch + index, image_size_px=(16, 32), num_points=60)
+        sizes = {"image_size_px": self.image_size_px, "depth_stride": self.depth_stride}
+        return random_batch(self.batch_size, seed=1000 * epoch + index, num_points=60, **sizes)
 
 
 class _Positions:
@@ -43,8 +44,16 @@ class _Positions:
 class ToyData(pl.LightningDataModule):
     """``num_batches`` training batches per epoch and rank, two validation batches."""
 
-    def __init__(self, num_batches: int = 6, batch_size: int = 2, num_workers: int = 0):
+    def __init__(
+        self,
+        num_batches: int = 6,
+        batch_size: int = 2,
+        num_workers: int = 0,
+        image_size_px: tuple[int, int] = (16, 32),
+        depth_stride: int = 16,
+    ):
         super().__init__()
+        self.image_size_px, self.depth_stride = image_size_px, depth_stride
         self.num_batches, self.batch_size, self.num_workers = num_batches, batch_size, num_workers
         self._position = (0, 0)
 
@@ -59,7 +68,10 @@ class ToyData(pl.LightningDataModule):
 
     def _loader(self, sampler, training: bool) -> DataLoader:
         return DataLoader(
-            _Batches(self.batch_size, training), batch_size=None, sampler=sampler, num_workers=self.num_workers
+            _Batches(self.batch_size, training, self.image_size_px, self.depth_stride),
+            batch_size=None,
+            sampler=sampler,
+            num_workers=self.num_workers,
         )
 
     def state_dict(self) -> dict:

@@ -1,0 +1,100 @@
+"""What a user may get wrong about exits, tokens and budgets: one clear line each, exit code 2."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from fusion.cli import main
+from fusion.commands.adaptive import Options, checked_budgets
+from fusion.commands.compose import compose, instantiate
+from fusion.stages import Stage
+from fusion.task import FusionTask
+from tests.fusion.adaptive_toys import adaptive_model
+
+
+def mistake(arguments: list[str], capsys) -> str:
+    assert main(arguments) == 2
+    text = capsys.readouterr().err.strip()
+    assert "\n" not in text
+    return text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model=tiny_adaptive", "model.exits.exits.1.after=1"], "expected exits after stages 0 to 0 of 2"),
+        (["model=tiny_adaptive", "model.exits.exits.1.in_channels=32"], "64 channels"),
+        (["model=tiny_adaptive", "model.exits.first_group=[]"], "expected first_group with an exit"),
+        (["model=tiny_adaptive", "model.trunk.tokens.channels=64"], "expected tokens of the last stage's 96"),
+        (["model=tiny_adaptive", "model.trunk.tokens.window=7"], "multiples of the window 7"),
+        (["model=tiny_adaptive", "+model.trunk.tokens.keep=0.5"], "free rate"),
+        (["model=tiny", "+model.camera_guide=lidar"], "VitViewEncoder with method GuidedKeep"),
+        (["model=tiny", "+model.cameras.encoder.method={_target_: fusion.encoders.vit_tokens.ToMe}"], "method"),
+        (["model=tiny", "+model.lidar.keep_regions=0.5"], "below 1 with regions"),
+    ],
+)
+def test_models_that_do_not_fit(overrides, message, capsys):
+    assert message in mistake(["summary", *overrides], capsys)
+
+
+def test_a_token_method_on_a_convolutional_backbone():
+    node = {"_target_": "fusion.encoders.vit.VitViewEncoder", "backbone": "resnet18", "channels": 8, "num_depths": 4}
+    node |= {"image_size_px": [32, 64], "method": {"_target_": "fusion.encoders.vit_tokens.ToMe", "merged": 2}}
+    from hydra.errors import InstantiationException
+
+    with pytest.raises(InstantiationException) as error:
+        instantiate(node)
+    assert "expected a Vision Transformer of timm for a token method, got 'resnet18'" in str(error.value.__cause__)
+
+
+@pytest.mark.parametrize("budget", [0.05, 1.3])
+def test_budgets_that_cannot_be_calibrated(budget):
+    with pytest.raises(ValueError, match=r"expected budgets in \[0.4000, 1\]"):
+        checked_budgets(Options(budgets=[budget]), 0.4)
+    with pytest.raises(ValueError, match="cap"):
+        checked_budgets(Options(cap=0.1), 0.4)
+    assert checked_budgets(Options(), 0.5) == [0.55, 0.7, 0.85, 1.0]
+
+
+def test_the_least_budget_counts_every_exit():
+    model = adaptive_model()
+    always = model.prices().always
+    heads = sum(model.exits.exit_gflops)
+    assert always["exits"] == pytest.approx(heads + always["merge"])
+    cheapest = min(min(branches.values()) for branches in model.prices().units)
+    assert model.min_budget == pytest.approx((sum(always.values()) + cheapest) / model.prices().full_gflops)
+
+
+def test_a_stage_that_trains_nothing():
+    with pytest.raises(ValueError, match="stage 'idle': expected something to train"):
+        FusionTask(adaptive_model(), [Stage("idle", 1.0, trainable=())])
+
+
+def test_runs_and_merges_that_are_not_there(tmp_path, capsys):
+    assert "expected run=RUN or merge" in mistake(["adaptive"], capsys)
+    assert "expected a run folder" in mistake(["adaptive", f"run={tmp_path}"], capsys)
+    assert "expected an ablation" in mistake(["adaptive", f"merge=[{tmp_path}]"], capsys)
+
+
+def test_merging_runs(tmp_path, capsys):
+    cell = {"mix": "router", "budget": 0.5, "share": 0.4, "gflops": 1.0, "most": 0.5, "ms": 10.0, "mean_ap": 0.2}
+    cell |= {"left": [0.0, 0.25, 0.75], "tokens": None, "views": 2.0}
+    for name, nds in (("a", 0.3), ("b", 0.34)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "ablation.json").write_text(json.dumps({"cells": [{**cell, "nds": nds}]}))
+    out = tmp_path / "table.md"
+    assert main(["adaptive", f"merge=[{tmp_path / 'a'},{tmp_path / 'b'}]", f"out={out}"]) == 0
+    row = "| 0.50 | router | 0.320 ± 0.020 | 0.200 ± 0.000 | 0.400 ± 0.000 | 1.00 ± 0.00 | 10.0 ± 0.0 | 0.25 ± 0.00 | "
+    assert row in Path(out).read_text()
+
+
+def test_the_shipped_stages_fit_the_shipped_model_alone():
+    stages = compose(["model=tiny_adaptive", "stages=adaptive"])
+    torch.manual_seed(0)
+    task = instantiate(stages.stages, _partial_=True)(model=instantiate(stages.model), seed=0)
+    assert {"exits", "tokens", "router"} <= set(task.loss_weights)
+    trained = [name for name, _ in task.model.named_parameters() if task.curriculum.stages[-1].trains(name)]
+    assert {name.split(".")[0] for name in trained} == {"router", "exits", "trunk"}
+    assert all("selectors" in name for name in trained if name.startswith("trunk"))

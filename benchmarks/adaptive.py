@@ -34,7 +34,8 @@ from fusion.encoders.vit import VitViewEncoder  # noqa: E402
 from fusion.encoders.vit_learned import AVit, DynamicVit  # noqa: E402
 from fusion.encoders.vit_tokens import Dense, EVit, GuidedKeep, ToMe  # noqa: E402
 from fusion.routing.plan import ExecutionTrace  # noqa: E402
-from fusion.trunk.exits import EarlyExits, ExitHead  # noqa: E402
+from fusion.trunk.exits import EarlyExits  # noqa: E402
+from fusion.trunk.exits_head import ExitHead  # noqa: E402
 from fusion.trunk.tokens import KeepTokens  # noqa: E402
 from fusion.trunk.tokens_windows import KeepWindows  # noqa: E402
 

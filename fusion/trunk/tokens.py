@@ -96,7 +96,9 @@ class KeepTokens(nn.Module):
             raise ValueError(f"expected spread and target with a free rate (keep: null), got keep {keep}; drop one")
         self.channels, self.keep, self.mlp_ratio, self.temperature = channels, keep, float(mlp_ratio), temperature
         self.window, self.target, self.spread = window, target, float(spread)
-        self.blocks = nn.ModuleList(Block(channels, num_heads, float(mlp_ratio), qkv_bias=True) for _ in range(depth))
+        # Queries and keys are normalised: from scratch and with large steps their products grow until training breaks.
+        options = {"qkv_bias": True, "qk_norm": True}
+        self.blocks = nn.ModuleList(Block(channels, num_heads, float(mlp_ratio), **options) for _ in range(depth))
         self.selectors = nn.ModuleList(TokenSelector(channels) for _ in range(depth))
         self.set_rate()
         self.last_use: TokenUse | None = None

@@ -41,7 +41,8 @@ class KeepWindows(nn.Module):
         if channels % num_heads:
             raise ValueError(f"expected channels that are a multiple of num_heads, got {channels} and {num_heads}")
         self.channels, self.window, self.keep, self.train_keep = channels, window, keep, train_keep
-        self.blocks = nn.ModuleList(Block(channels, num_heads, qkv_bias=True) for _ in range(depth))
+        options = {"qkv_bias": True, "qk_norm": True}  # as in KeepTokens
+        self.blocks = nn.ModuleList(Block(channels, num_heads, **options) for _ in range(depth))
 
     def forward(self, bev: Float[Tensor, "b c ny nx"]) -> Float[Tensor, "b c ny nx"]:
         """

@@ -150,13 +150,18 @@ liveries instead of shapes.
 
 ## The models
 
-For each seed `S`, one after the other (two cores, one process each; sizes and steps are in `configs/experiment`):
+The towns, and the camera encoder's pretraining in its own pictures, which all seeds share:
 
 ```
 dynfusion synth preset=bench root=towns/bench
 dynfusion synth preset=bench num_train_scenes=1 shuffle_materials=true root=towns/bench-shuffled
-dynfusion train experiment=bench-views seed=S run_dir=runs/bench-views-S
-dynfusion train experiment=bench-camera seed=S run_dir=runs/bench-camera-S "start_from={{camera: runs/bench-views-S}}"
+dynfusion train experiment=bench-views seed=0 run_dir=runs/bench-views-0
+```
+
+Then for each seed `S` (one process of one core each; sizes and steps are in `configs/experiment`):
+
+```
+dynfusion train experiment=bench-camera seed=S run_dir=runs/bench-camera-S "start_from={{camera: runs/bench-views-0}}"
 dynfusion train experiment=bench-lidar seed=S run_dir=runs/bench-lidar-S
 dynfusion train experiment=bench-radar seed=S run_dir=runs/bench-radar-S
 dynfusion train experiment=bench seed=S run_dir=runs/bench-S \\

@@ -165,7 +165,7 @@ dynfusion train experiment=bench-camera seed=S run_dir=runs/bench-camera-S "star
 dynfusion train experiment=bench-lidar seed=S run_dir=runs/bench-lidar-S
 dynfusion train experiment=bench-radar seed=S run_dir=runs/bench-radar-S
 dynfusion train experiment=bench seed=S run_dir=runs/bench-S \\
-  "start_from={{all: runs/bench-lidar-S, camera: runs/bench-camera-S, radar: runs/bench-radar-S}}"
+  "start_from={{all: runs/bench-lidar-S, camera: runs/bench-views-0, radar: runs/bench-radar-S}}"
 ```
 """
 

@@ -172,7 +172,8 @@ class FusionModel(nn.Module):
         if "camera" in only and self.cameras is not None and batch.camera is not None:
             if self.camera_guide is not None:
                 self.cameras.guide = guide_points(batch, self.camera_guide)
-            parts["camera"], depth_loss = run_views(self.cameras, batch.camera, dispatch)
+            lidar = batch.lidar if self.cameras.depth_from_lidar else None
+            parts["camera"], depth_loss = run_views(self.cameras, batch.camera, dispatch, lidar)
         if "lidar" in only and self.lidar is not None and batch.lidar is not None:
             parts["lidar"] = run_points("LIDAR", self.lidar, batch.lidar, dispatch)
         if "radar" in only and self.radar is not None and batch.radar is not None:

@@ -14,7 +14,9 @@ from datamodules.batch import LIDAR_FIELDS, RADAR_FIELDS, CameraBatch, PointBatc
 from fusion.encoders.contract import ImageEncoder, PointEncoder
 from fusion.encoders.guide import guide_scores
 from fusion.encoders.lift import Lift, ViewRows
+from fusion.encoders.measured_depth import FLOPS_PER_POINT, measured_depth
 from fusion.encoders.point_drop import drop_regions
+from fusion.ops.flops import GIGA
 from fusion.routing.plan import BRANCHES, FULL, LITE
 from sensors.grid import BevGrid
 
@@ -30,13 +32,24 @@ class ViewBranches(nn.Module):
         lift: splats whatever views were computed.
         image_size_px: height and width of the batch's pictures.
         lite_scale: side of the lite picture as a share of the full one; None: there is no lite branch.
+        depth_from_lidar: whether the points of a LiDAR that runs give the depth of the feature cells that they lie in.
+        num_points: of a rich LiDAR sweep, for the price of that.
 
     Attributes:
         guide: points that choose the patches of an encoder with ``GuidedKeep``, set for each batch; else None.
     """
 
-    def __init__(self, encoder: ImageEncoder, lift: Lift, image_size_px: Sequence[int], lite_scale: float | None = 0.5):
+    def __init__(
+        self,
+        encoder: ImageEncoder,
+        lift: Lift,
+        image_size_px: Sequence[int],
+        lite_scale: float | None = 0.5,
+        depth_from_lidar: bool = False,
+        num_points: int = 35_000,
+    ):
         super().__init__()
+        self.depth_from_lidar = depth_from_lidar
         if (encoder.channels, encoder.num_depths) != (lift.channels, lift.num_depths):
             raise ValueError(
                 f"expected the lift to take the encoder's {encoder.channels} channels and {encoder.num_depths} depths, "
@@ -56,8 +69,9 @@ class ViewBranches(nn.Module):
 
         # gflops() counts on a copy of the module: too slow for every step.
         stride = encoder.stride
+        measuring = num_points * FLOPS_PER_POINT / GIGA if depth_from_lidar else 0.0
         self.gflops_of = {
-            branch: encoder.gflops(size) + lift.gflops((size[0] // stride, size[1] // stride))
+            branch: encoder.gflops(size) + lift.gflops((size[0] // stride, size[1] // stride)) + measuring
             for branch, size in self.sizes_px.items()
         }
 
@@ -65,12 +79,20 @@ class ViewBranches(nn.Module):
         """GFLOPs of one view by branch name: encoder and lift."""
         return {BRANCHES[branch]: gflops for branch, gflops in self.gflops_of.items()}
 
-    def rows(self, branch: int, camera: CameraBatch, chosen: Int64[Tensor, "r"], gates: Float[Tensor, "r"]) -> ViewRows:
+    def rows(
+        self,
+        branch: int,
+        camera: CameraBatch,
+        chosen: Int64[Tensor, "r"],
+        gates: Float[Tensor, "r"],
+        points: PointBatch | None = None,
+    ) -> ViewRows:
         """Computed features of the chosen rows.
 
         Args:
             chosen: ``sample * number of views + view``.
             gates: of the same rows.
+            points: of a LiDAR that runs, which give depths; None for none.
 
         Raises:
             ValueError: the batch's pictures have another size than the model was built and priced for.
@@ -88,13 +110,19 @@ class ViewBranches(nn.Module):
         if self.guide is not None:
             pose = (image_from_camera, ego_from_camera, sample)
             self.encoder.method.scores = guide_scores(self.guide, *pose, size, self.sizes_px[branch], self.encoder)
+        features = self.encoder(self._resized(images, branch))
+        measured_m = None
+        if points is not None:
+            cells = tuple(features.context.shape[-2:])
+            measured_m = measured_depth(points, image_from_camera, ego_from_camera, sample, size, cells)
         return ViewRows(
-            features=self.encoder(self._resized(images, branch)),
+            features=features,
             image_from_camera=image_from_camera,
             ego_from_camera=ego_from_camera,
             sample=sample,
             image_size_px=size,
             weight=gates,
+            measured_m=measured_m,
         )
 
     def _resized(self, images: Float32[Tensor, "r 3 h w"], branch: int) -> Float32[Tensor, "r 3 hh ww"]:

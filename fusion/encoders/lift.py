@@ -28,6 +28,7 @@ class ViewRows:
         sample: which sample of the batch each row belongs to.
         image_size_px: height and width that ``image_from_camera`` refers to.
         weight: multiplies the context; 1 in the forward pass, carries straight-through gradients.
+        measured_m: depth of feature cells that is known, which takes the place of the prediction; 0 where unknown.
     """
 
     features: ViewFeatures
@@ -36,6 +37,7 @@ class ViewRows:
     sample: Int64[Tensor, "r"]
     image_size_px: tuple[int, int]
     weight: Float[Tensor, "r"]
+    measured_m: Float[Tensor, "r fh fw"] | None = None
 
 
 class Lift(nn.Module):
@@ -115,7 +117,7 @@ class Lift(nn.Module):
         logits = features.depth_logits.float()
         depth_m = _nearest(depth_m, logits.shape[-2:])
         known = (depth_m >= self.edges_m[0]) & (depth_m < self.edges_m[-1])
-        bins = (torch.bucketize(depth_m.contiguous(), self.edges_m, right=True) - 1).clamp(0, self.num_depths - 1)
+        bins = self._bins(depth_m)
         losses = functional.cross_entropy(logits, bins, reduction="none") if len(logits) else logits.sum(1)
         return torch.where(known, losses, 0.0).sum() / known.sum().clamp(min=1)
 
@@ -129,7 +131,7 @@ class Lift(nn.Module):
         context = rows.features.context * rows.weight[:, None, None, None].to(rows.features.context.dtype)
         num_rows, channels, height, width = context.shape
         features = context.permute(0, 2, 3, 1).reshape(-1, channels)
-        probability = rows.features.depth_logits.float().softmax(dim=1)
+        probability = self._probability(rows)
         with torch.no_grad():
             points_m = self.points_m(rows)
             cells, inside = flat_cells(points_m[..., :2], self.grid)
@@ -140,6 +142,20 @@ class Lift(nn.Module):
             area = height * width
             pixels = first_pixel + chosen // (self.num_depths * area) * area + chosen % area
         return features, probability.flatten()[chosen], pixels, cells.flatten()[chosen]
+
+    def _probability(self, rows: ViewRows) -> Float[Tensor, "r d fh fw"]:
+        """Of each depth bin: the prediction, or all of it in the bin of a measured depth within range."""
+        predicted = rows.features.depth_logits.float().softmax(dim=1)
+        if rows.measured_m is None:
+            return predicted
+        known = (rows.measured_m >= self.edges_m[0]) & (rows.measured_m < self.edges_m[-1])
+        bins = self._bins(rows.measured_m)
+        certain = functional.one_hot(bins, self.num_depths).permute(0, 3, 1, 2).to(predicted.dtype)
+        return torch.where(known[:, None], certain, predicted)
+
+    def _bins(self, depth_m: Float[Tensor, "r fh fw"]) -> Int64[Tensor, "r fh fw"]:
+        """The depth bin of each depth; the first or the last for those out of range."""
+        return (torch.bucketize(depth_m.contiguous(), self.edges_m, right=True) - 1).clamp(0, self.num_depths - 1)
 
     @torch.no_grad()
     def _seen(self, rows: ViewRows) -> Bool[Tensor, "r ny nx"]:

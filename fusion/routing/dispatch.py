@@ -13,10 +13,11 @@ from torch import Tensor
 
 from datamodules.batch import CameraBatch, PointBatch
 from fusion.encoders.lift import Lift, ViewRows
+from fusion.encoders.measured_depth import newest_sweep
 from fusion.routing.plan import BRANCHES, NUM_BRANCHES, SKIP, ExecutionTrace, RoutingPlan
 from fusion.trunk.merge import SensorBev
 from fusion.units import PointBranches, ViewBranches
-from sensors.rig import NUM_CAMERAS, UNITS
+from sensors.rig import LIDAR_UNIT, NUM_CAMERAS, UNITS
 
 EXECUTIONS = ("sparse", "masked")
 
@@ -106,17 +107,23 @@ def run_points(name: str, branches: PointBranches, points: PointBatch, dispatch:
 
 
 def run_views(
-    branches: ViewBranches, camera: CameraBatch, dispatch: Dispatch
+    branches: ViewBranches, camera: CameraBatch, dispatch: Dispatch, lidar: PointBatch | None = None
 ) -> tuple[SensorBev | None, Float[Tensor, ""] | None]:
-    """The joint BEV of all views that run (None where none does), and their depth loss where there are targets."""
+    """The joint BEV of all views that run (None where none does), and their depth loss where there are targets.
+
+    Args:
+        lidar: where it was chosen, its newest sweep gives depths; None where it is not to.
+    """
     device, num_samples = camera.images.device, len(dispatch.runs)
+    if lidar is not None:
+        lidar = newest_sweep(lidar, dispatch.chosen[:, LIDAR_UNIT, SKIP + 1 :].any(dim=1).to(device))
     views, views_chosen, losses = [], [], []
     for branch in branches.sizes_px:
         rows = torch.nonzero(dispatch.runs[:, :NUM_CAMERAS, branch].flatten())[:, 0]
         if not len(rows):
             continue
         gates = dispatch.plan.gates[:, :NUM_CAMERAS, branch].flatten()
-        views.append(branches.rows(branch, camera, rows.to(device), gates[rows.to(device)]))
+        views.append(branches.rows(branch, camera, rows.to(device), gates[rows.to(device)], lidar))
         views_chosen.append(dispatch.chosen[:, :NUM_CAMERAS, branch].flatten()[rows].to(device))
         if camera.depth_m is not None:
             depth_m = camera.depth_m.flatten(0, 1)[rows.to(device)]
@@ -171,7 +178,13 @@ def _record_points(
 
 
 def _record_views(dispatch: Dispatch, branch: int, rows: Int64[Tensor, "r"], branches: ViewBranches) -> None:
-    """One entry per view."""
+    """One entry per view, or per row where the encoder says what each one saved."""
+    saved = getattr(branches.encoder, "saved_gflops", lambda: None)()
+    if saved is not None and len(saved) == len(rows):
+        for row, less in zip(rows.tolist(), saved.tolist(), strict=True):
+            sample, view = divmod(row, NUM_CAMERAS)
+            dispatch.trace.add(UNITS[view], BRANCHES[branch], (sample,), branches.gflops_of[branch] - less)
+        return
     for view in range(NUM_CAMERAS):
         samples = (rows[rows % NUM_CAMERAS == view] // NUM_CAMERAS).tolist()
         if samples:

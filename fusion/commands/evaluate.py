@@ -100,6 +100,7 @@ def score_run(options: Options, overrides: list[str], console):
     from fusion.robustness.cells import CLEAN
     from fusion.scoring.evaluate import evaluate_model
     from fusion.scoring.metrics import write_metrics
+    from fusion.scoring.routes import by_view, routes_by_condition
     from fusion.scoring.submission import SubmissionMeta, write_submission
 
     opened = open_run(Path(options.run), overrides, options.allow)
@@ -120,6 +121,8 @@ def score_run(options: Options, overrides: list[str], console):
         scored = scorer.evaluate(result.detections)
         metrics = scorer.score(result.detections) if options.official else scored.metrics
         parts = scores_of_parts(scored, options.draws)
+        parts["breakdown"]["by_view"] = by_view(scored, result)
+        parts["routes_by_condition"] = routes_by_condition(result)
         save_sample_detections(opened.directory.path, CLEAN, options.budget, result)
         save_report_samples(opened.directory.path, opened.data.frames(split))
     model = opened.model

@@ -1,20 +1,24 @@
 """Run a model over a split as it would be deployed (sparse), and keep what it found and what it cost."""
 
 import time
-import zlib
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import nn
 
-from datamodules.batch import Batch, PointBatch
+from datamodules.batch import Batch
 from fusion.heads.decode import DecodeOptions, decode, to_global
 from fusion.routing.plan import BRANCHES, SKIP, ExecutionTrace, RoutingPlan
+from fusion.scoring.input_digest import InputDigest
 from sensors.boxes import Boxes
 from sensors.rig import LIDAR_UNIT, NUM_CAMERAS, RADAR_UNIT, UNITS
+
+__all__ = ["EvaluationResult", "InputDigest", "PlanSource", "Reuse", "evaluate_model", "executed_branches"]
 
 SENSOR_UNITS = {"camera": range(NUM_CAMERAS), "lidar": (LIDAR_UNIT,), "radar": (RADAR_UNIT,)}
 """Rows of UNITS that belong to each sensor."""
@@ -35,6 +39,11 @@ class EvaluationResult:
         faults: names of the faults applied to each sample.
         conditions: words about each sample's scene.
         inputs: digest of all that the model was given; equal digests, equal inputs.
+        scenes: name of each sample's scene.
+        severity: how strongly each channel was harmed, in the order of CHANNELS: 0 untouched, 1 the fifth level or
+            lost; None where nobody said.
+        gate: the router's weight of each unit, the chance that it runs; NaN where the unit is absent.
+        ego_yaw_rad: heading of the vehicle in the global frame, counter-clockwise.
     """
 
     detections: dict[str, Boxes]
@@ -47,6 +56,10 @@ class EvaluationResult:
     faults: tuple[tuple[str, ...], ...]
     conditions: tuple[frozenset[str], ...]
     inputs: str
+    scenes: tuple[str, ...] = ()
+    severity: Float[np.ndarray, "n 12"] | None = None
+    gate: Float[np.ndarray, "n u"] | None = None
+    ego_yaw_rad: Float[np.ndarray, "n"] | None = None
 
     @property
     def mean_gflops(self) -> float:
@@ -97,6 +110,17 @@ PlanSource = Callable[[Batch], RoutingPlan]
 """Routes that the router did not choose: fixed, random, static."""
 
 
+@runtime_checkable
+class Reuse(Protocol):
+    """Takes parts of the forward pass from earlier passes over the same inputs (``fusion.robustness.reuse``)."""
+
+    def applied(self, model: nn.Module) -> AbstractContextManager:
+        """While it is open, the model's parts are taken from memory where they can be."""
+
+    def saved_ms(self) -> float:
+        """Milliseconds that the model would have taken longer since the last call."""
+
+
 @torch.inference_mode()
 def evaluate_model(
     model: nn.Module,
@@ -106,6 +130,7 @@ def evaluate_model(
     plan_source: PlanSource | None = None,
     decode_options: DecodeOptions | None = None,
     progress: Callable[[int, int], None] | None = None,
+    reuse: Reuse | None = None,
 ) -> EvaluationResult:
     """Evaluate a FusionModel with sparse execution: what the route leaves out is not computed.
 
@@ -115,6 +140,7 @@ def evaluate_model(
         budget: share of the full cost that the router may spend.
         plan_source: None for the model's own router.
         progress: called with (batches done, batches in all).
+        reuse: shares what was computed with other evaluations; costs are those of the model without it.
 
     Raises:
         ValueError: the loader is empty, or the model's maps are not finite.
@@ -123,20 +149,22 @@ def evaluate_model(
     model = model.to(device).eval()
     parts = _Parts()
     waited_from = time.perf_counter()
-    for batch in loader:
-        parts.digest.update(batch)
-        batch = batch.to(device)
-        _synchronize(device)
-        started = time.perf_counter()
-        parts.loading_s += started - waited_from
-        plan = None if plan_source is None else plan_source(batch)
-        output = model(batch, budget=budget, plan=plan, execution="sparse")
-        boxes = decode(output.head, model.head.grid, decode_options)
-        _synchronize(device)
-        waited_from = time.perf_counter()
-        parts.add(batch, boxes, output.trace, (waited_from - started) * 1e3 / len(batch))
-        if progress is not None:
-            progress(len(parts.batch_ms), len(loader))
+    with nullcontext() if reuse is None else reuse.applied(model):
+        for batch in loader:
+            parts.digest.update(batch)
+            batch = batch.to(device)
+            _synchronize(device)
+            started = time.perf_counter()
+            parts.loading_s += started - waited_from
+            plan = None if plan_source is None else plan_source(batch)
+            output = model(batch, budget=budget, plan=plan, execution="sparse")
+            boxes = decode(output.head, model.head.grid, decode_options)
+            _synchronize(device)
+            waited_from = time.perf_counter()
+            elapsed_ms = (waited_from - started) * 1e3 + (0.0 if reuse is None else reuse.saved_ms())
+            parts.add(batch, boxes, output, elapsed_ms / len(batch))
+            if progress is not None:
+                progress(len(parts.batch_ms), len(loader))
     return parts.result()
 
 
@@ -156,41 +184,6 @@ def executed_branches(trace: ExecutionTrace) -> Int[np.ndarray, "b u"]:
     return branch
 
 
-class InputDigest:
-    """One short word for everything that a model was given, whatever the batch size.
-
-    Two evaluations with equal words had equal inputs: how a fault that changes nothing is found out.
-    """
-
-    def __init__(self):
-        self._checksums: dict[str, int] = {}
-
-    def update(self, batch: Batch) -> None:
-        """Go on with the samples of a batch (on the host)."""
-        self._add("health", batch.health)
-        self._add("thumbnails", batch.thumbnails)
-        self._add("channel_present", batch.channel_present)
-        if batch.camera is not None:
-            for name in ("images", "image_from_camera", "ego_from_camera"):
-                self._add(name, getattr(batch.camera, name))
-        for name, points in (("lidar", batch.lidar), ("radar", batch.radar)):
-            if points is not None:
-                self._add_points(name, points)
-
-    def _add_points(self, name: str, points: PointBatch) -> None:
-        self._add(name, points.points)
-        self._add(f"{name}_counts", torch.bincount(points.sample, minlength=len(points.present)))
-
-    def _add(self, name: str, values: Tensor) -> None:
-        encoded = values.contiguous().numpy().reshape(-1).view(np.uint8)
-        self._checksums[name] = zlib.crc32(encoded, self._checksums.get(name, 0))
-
-    @property
-    def word(self) -> str:
-        """Eight hexadecimal digits for each kind of input, in a fixed order."""
-        return "".join(f"{self._checksums[name]:08x}" for name in sorted(self._checksums))
-
-
 @dataclass
 class _Parts:
     """An EvaluationResult while it grows."""
@@ -202,10 +195,16 @@ class _Parts:
     batch_ms: list[float] = field(default_factory=list)
     faults: list[tuple[str, ...]] = field(default_factory=list)
     conditions: list[frozenset[str]] = field(default_factory=list)
+    scenes: list[str] = field(default_factory=list)
+    severity: list[np.ndarray | None] = field(default_factory=list)
+    gate: list[np.ndarray] = field(default_factory=list)
+    ego_yaw_rad: list[np.ndarray] = field(default_factory=list)
     loading_s: float = 0.0
     digest: InputDigest = field(default_factory=InputDigest)
 
-    def add(self, batch: Batch, boxes: list[Boxes], trace: ExecutionTrace, ms_per_sample: float) -> None:
+    def add(self, batch: Batch, boxes: list[Boxes], output, ms_per_sample: float) -> None:
+        """Samples of one batch and the model's output for them."""
+        trace: ExecutionTrace = output.trace
         poses = zip(batch.ego_from_ego_aug.cpu(), batch.global_from_ego.cpu(), strict=True)
         for token, found, (ego_from_ego_aug, global_from_ego) in zip(batch.tokens, boxes, poses, strict=True):
             self.detections[token] = to_global(found, ego_from_ego_aug, global_from_ego)
@@ -215,6 +214,13 @@ class _Parts:
         self.batch_ms.append(ms_per_sample)
         self.faults += batch.faults
         self.conditions += batch.conditions
+        self.scenes += batch.scenes
+        self.severity.append(None if batch.fault_severity is None else batch.fault_severity.cpu().numpy())
+        runs = 1 - output.plan.probs[..., SKIP].detach().float().cpu().numpy()
+        self.ego_yaw_rad.append(
+            torch.atan2(batch.global_from_ego[:, 1, 0], batch.global_from_ego[:, 0, 0]).cpu().numpy()
+        )
+        self.gate.append(np.where(self.present[-1], runs, np.nan))
 
     def result(self) -> EvaluationResult:
         if not self.detections:
@@ -230,4 +236,8 @@ class _Parts:
             faults=tuple(self.faults),
             conditions=tuple(self.conditions),
             inputs=self.digest.word,
+            scenes=tuple(self.scenes),
+            severity=None if any(part is None for part in self.severity) else np.concatenate(self.severity),
+            gate=np.concatenate(self.gate),
+            ego_yaw_rad=np.concatenate(self.ego_yaw_rad),
         )

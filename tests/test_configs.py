@@ -7,7 +7,7 @@ import pytest
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from fusion.commands.compose import compose, config_folder, foreign_targets, instantiate
-from fusion.commands.robustness import chosen_scenarios
+from fusion.robustness.axes import chosen_scenarios
 
 GROUPS = ("data", "model", "faults", "stages", "trainer", "suite", "experiment")
 CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((config_folder() / group).glob("*.yaml"))]

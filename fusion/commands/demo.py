@@ -63,9 +63,9 @@ def run(arguments: list[str]) -> int:
 
     headline("3/4 breaking sensors")
     evaluate.score_run(evaluate.Options(run=options.run), [], console)
-    broken = robustness.run_suite(robustness.Options(run=options.run, suite=config.suite), [], console)
+    broken = robustness.run_suite(robustness.Options(run=[options.run], suite=config.suite), [], console)
     # The same weights with less to spend: what the router keeps.
-    leaner = robustness.Options(run=options.run, suite=config.suite, budgets=SMALLER_BUDGETS, scenarios=[ALL_SENSORS])
+    leaner = robustness.Options(run=[options.run], suite=config.suite, budgets=SMALLER_BUDGETS, scenarios=[ALL_SENSORS])
     budgets = robustness.run_suite(leaner, [], console)
 
     headline("4/4 the report")

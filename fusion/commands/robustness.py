@@ -1,86 +1,121 @@
-"""dynfusion robustness run=RUN [suite=NAME] [budgets=[1.0,0.5]] [scenarios=[NAME,...]] [split=SPLIT] [key=value ...]
+"""dynfusion robustness run=RUN[,RUN...] [suite=NAME] [budgets=1.0,0.7] [policy=router,random] [key=value ...]
+dynfusion robustness run=FOLDER detector=MODULE.CLASS allow=MODULE.CLASS data.root=FOLDER [suite=NAME] [key=value ...]
 
 Scores a run under every scenario of a suite (sensor failures, missing sensors) at every budget. Each cell is written to
-robustness.jsonl as it ends: an interrupted suite goes on with the same command. Exit code 1 if a cell could not run.
+robustness.jsonl as it ends: an interrupted suite goes on with the same command. Several runs are scored one after the
+other and compared, the first being the baseline. Exit code 1 if a cell could not run.
+
+Filters: scenarios=NAME,... faults=NAME|FAMILY|MODALITY,... severities=1,2,... (places on a fault's ladder, 1 the
+mildest). Sharing out: devices=N starts N processes on this machine, launcher=joblib jobs=N runs N jobs by Hydra's
+launcher of that name (joblib, submitit_local, submitit_slurm, ray). split=SPLIT, device=cpu|cuda, reuse_gb=2 (memory
+for what cells compute alike, 0 for none). A detector from elsewhere is built only where allow names it
+(docs/robustness.md).
 """
 
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 
 from fusion.commands.compose import parse_options, split_arguments
+
+_LISTS = ("budgets", "policy", "scenarios", "faults", "severities", "allow", "run")
 
 
 @dataclass
 class Options:
-    run: str = ""
+    run: list[str] = field(default_factory=list)
     suite: str = ""
     budgets: list[float] = field(default_factory=lambda: [1.0])
+    policy: list[str] = field(default_factory=lambda: ["router"])
     scenarios: list[str] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+    severities: list[int] = field(default_factory=list)
     split: str = ""
     device: str = ""
+    devices: int = 1
+    launcher: str = ""
+    jobs: int = 2
+    share: str = ""
+    reuse_gb: float = 2.0
+    detector: str = ""
     allow: list[str] = field(default_factory=list)
 
 
 def run(arguments: list[str]) -> int:
     from rich.console import Console
 
-    from fusion.robustness.table import robustness_table
+    from fusion.robustness.table import comparison_table, robustness_table
 
     own, overrides = split_arguments(arguments, Options)
-    options = parse_options(own, Options)
+    options = parse_options([as_list(argument) for argument in own], Options)
     if not options.run:
         raise ValueError("expected run=RUN, the folder of a trained run; see dynfusion robustness --help")
     console = Console()
-    result = run_suite(options, overrides, console)
-    console.print(robustness_table(result.cells))
-    if result.num_skipped:
-        console.print(f"{result.num_skipped} of {len(result.cells)} cells were there already")
-    return result.exit_code
+    results = []
+    for name in options.run:
+        result = run_suite(options, overrides, console, name, results[0].cells if results else None)
+        if result is None:  # a process that helps another one
+            return 0
+        results.append(result)
+        console.print(robustness_table(result.cells, title=name if len(options.run) > 1 else "Robustness"))
+        if result.num_skipped:
+            console.print(f"{result.num_skipped} of {len(result.cells)} cells were there already")
+    if len(results) > 1:
+        console.print(comparison_table(dict(zip(options.run, [result.cells for result in results], strict=True))))
+    return max(result.exit_code for result in results)
 
 
-def run_suite(options: Options, overrides: list[str], console):
-    """All cells of the suite, and the samples that the report shows."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from fusion.commands.runs import device_named, open_run
-    from fusion.report.gallery import save_report_samples
-    from fusion.robustness.suite import run_scenarios
-    from fusion.scoring.scorer import Scorer
-
-    opened = open_run(Path(options.run), overrides, options.allow)
-    scenarios = chosen_scenarios(options.suite or opened.config.suite, options.scenarios)
-    split = options.split or opened.config.data.val_split
-    opened.model.to(device_named(options.device))
-    frames = opened.data.frames(split)
-    scorer = Scorer(opened.config.data.root, opened.config.data.version, split)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("robustness", total=None)
-        result = run_scenarios(
-            opened.model,
-            opened.data,
-            scorer,
-            scenarios,
-            options.budgets,
-            opened.directory.path,
-            progress=lambda label, done, total: bar.update(task, description=label, completed=done, total=total),
-            plan_source=opened.plan_source,
-        )
-    save_report_samples(opened.directory.path, frames, scenarios)
-    return result
+def as_list(argument: str) -> str:
+    """``budgets=1.0,0.5`` means ``budgets=[1.0,0.5]``."""
+    key, equals, value = argument.partition("=")
+    return f"{key}=[{value}]" if equals and key in _LISTS and not value.startswith("[") else argument
 
 
-def chosen_scenarios(suite: str, names: list[str]):
-    """Scenarios of a suite, or those among them that are named.
+def run_suite(options: Options, overrides: list[str], console, name: str = "", baseline=None):
+    """All cells of the suite, the samples that the report shows, and ``robustness.json``.
 
-    Raises:
-        ValueError: an unknown suite or scenario.
+    Returns None in a process that only runs its share for another one.
     """
-    from sensors.faults.suites import suite_named
+    from fusion.commands import suite_jobs
+    from fusion.robustness.axes import Share, chosen_scenarios, planned_cells
+    from fusion.robustness.lock import only_writer
+    from fusion.robustness.suite import SuiteOptions, collected, run_scenarios, run_word
 
-    scenarios = suite_named(suite)
-    unknown = sorted(set(names) - {scenario.name for scenario in scenarios})
-    if unknown:
-        known = ", ".join(scenario.name for scenario in scenarios)
-        raise ValueError(f"expected scenarios among {known}, got {', '.join(unknown)}")
-    return [scenario for scenario in scenarios if not names or scenario.name in names]
+    name = name or options.run[0]
+    target = suite_jobs.opened_target(options, overrides, name)
+    scenarios = chosen_scenarios(options.suite or target.suite, options.scenarios, options.faults, options.severities)
+    planned = planned_cells(scenarios, options.budgets, options.policy)
+    suite_options = SuiteOptions(tuple(options.policy), target.plan_source, reuse_gb=options.reuse_gb)
+
+    def work(share: Share):
+        with suite_jobs.progress_bar(console) as progress:
+            return run_scenarios(
+                target.model,
+                target.data,
+                target.scorer,
+                scenarios,
+                options.budgets,
+                target.folder,
+                progress,
+                replace(suite_options, share=share),
+            )
+
+    word = run_word(target.model, target.data, target.scorer, target.folder)
+
+    if options.share:
+        work(suite_jobs.share_named(options.share))
+        return None
+    if options.launcher:
+        with only_writer(target.folder):
+            suite_jobs.launch(options, overrides, name)
+            result = collected(target.folder, word, planned)
+    elif options.devices > 1:
+        ranks = suite_jobs.Ranks(options.devices, target.device)
+        with only_writer(target.folder) if ranks.rank == 0 else suite_jobs.nothing():
+            work(Share(ranks.rank, options.devices))
+            ranks.wait()
+            result = collected(target.folder, word, planned) if ranks.rank == 0 else None
+        if result is None:
+            return None
+    else:
+        result = work(Share())
+    suite_jobs.keep(target, result, scenarios, baseline)
+    return result

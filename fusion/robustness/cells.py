@@ -1,14 +1,17 @@
 """Cells of a robustness table, one JSON line each, written as they end."""
 
+import fcntl
 import json
 import os
 import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from fusion.run_directory import without_nan
 from fusion.scoring.metrics import Metrics
 
 CLEAN = "clean"
+ROUTER = "router"
 SENSOR_NAMES = {"camera": "camera", "lidar": "LiDAR", "radar": "radar"}
 
 
@@ -36,6 +39,10 @@ class Cell:
         faulty: share of samples to which a fault was applied.
         inputs: digest of what the model was given.
         seconds: the cell took, loading and scoring included.
+        policy: who chose the routes: ``router`` (the run's own), or a control such as ``full``, ``random``, ``static``.
+        calibration: of the detections' scores, as ``Calibration.to_json``.
+        gates: by sensor, histograms of the router's weights (``fusion.robustness.gates``).
+        failover: by phase and by keyframe (``fusion.robustness.failover``); None without onset.
     """
 
     scenario: str
@@ -57,12 +64,16 @@ class Cell:
     faulty: float = 0.0
     inputs: str = ""
     seconds: float = 0.0
+    policy: str = ROUTER
+    calibration: dict | None = None
+    gates: dict | None = None
+    failover: dict | None = None
 
     @property
     def key(self) -> str:
         """What makes two cells the same one."""
         scenario = [self.scenario, self.steps, self.seed] if self.steps else CLEAN
-        return json.dumps([self.run, scenario, self.budget])
+        return json.dumps([self.run, scenario, self.budget, self.policy])
 
     @property
     def is_clean(self) -> bool:
@@ -87,7 +98,7 @@ class Cell:
     def line(self) -> str:
         """One line of JSON."""
         metrics = None if self.metrics is None else self.metrics.to_json()
-        return json.dumps({**asdict(self), "metrics": metrics}, allow_nan=False)
+        return json.dumps(without_nan({**asdict(self), "metrics": metrics}), allow_nan=False)
 
     @staticmethod
     def from_line(line: str) -> "Cell":
@@ -135,6 +146,8 @@ def append_cell(path: Path, cell: Cell) -> None:
     """Add a line and force it to disk; a line that was cut off by a crash is removed first."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "ab+") as file:
+        # Processes that share out the cells of a suite append to one file.
+        fcntl.flock(file, fcntl.LOCK_EX)
         _drop_cut_line(file)
         file.write((cell.line() + "\n").encode("utf-8"))
         file.flush()

@@ -1,5 +1,6 @@
 """Words that tell whether two results come from the same checkpoint, data and code."""
 
+import functools
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -8,7 +9,7 @@ import torch
 from torch import nn
 
 _PACKAGES = ("sensors", "datamodules", "fusion")
-_WITHOUT_INFLUENCE = ("fusion/report", "fusion/commands", "fusion/cli.py")
+_WITHOUT_INFLUENCE = ("fusion/report", "fusion/view", "fusion/commands", "fusion/cli.py")
 """Code that shows results and makes none."""
 
 
@@ -26,8 +27,9 @@ def dataset_word(root: Path, version: str) -> str:
     return _files_word(sorted((root / version).glob("*.json")), root)
 
 
+@functools.cache
 def code_word() -> str:
-    """Of the sources that have an influence on scores."""
+    """Of the sources that have an influence on scores, read once: edits after the start do not run in this process."""
     base = Path(__file__).parents[2]
     sources = [path for package in _PACKAGES for path in sorted((base / package).rglob("*.py"))]
     kept = [path for path in sources if not path.relative_to(base).as_posix().startswith(_WITHOUT_INFLUENCE)]

@@ -9,15 +9,19 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Bool, Float
 
-from fusion.robustness.cells import Cell
+from fusion.robustness.cells import ROUTER, Cell
 from fusion.scoring.calibration import Calibration, calibration_of
 
 Scores = Mapping[str, Sequence[float]]
 
 
-def clean_cell(cells: Sequence[Cell], budget: float) -> Cell | None:
+def clean_cell(cells: Sequence[Cell], budget: float, policy: str = ROUTER) -> Cell | None:
     """The cell of undisturbed data at a budget; None where it is missing or could not run."""
-    found = [cell for cell in cells if cell.is_clean and cell.budget == budget and cell.metrics is not None]
+    found = [
+        cell
+        for cell in cells
+        if cell.is_clean and cell.budget == budget and cell.policy == policy and cell.metrics is not None
+    ]
     return found[-1] if found else None
 
 
@@ -26,7 +30,7 @@ def resilience(cell: Cell, cells: Sequence[Cell], metric: str = "nds") -> float:
 
     NaN where either is missing or the clean score is 0.
     """
-    clean = clean_cell(cells, cell.budget)
+    clean = clean_cell(cells, cell.budget, cell.policy)
     if cell.metrics is None or clean is None or getattr(clean.metrics, metric) == 0:
         return math.nan
     return getattr(cell.metrics, metric) / getattr(clean.metrics, metric)
@@ -34,7 +38,11 @@ def resilience(cell: Cell, cells: Sequence[Cell], metric: str = "nds") -> float:
 
 def mean_resilience(cells: Sequence[Cell], budget: float, metric: str = "nds") -> float:
     """Mean RA of all disturbed cells at a budget; NaN as soon as one of them could not run: it is no clean score."""
-    values = [resilience(cell, cells, metric) for cell in cells if cell.budget == budget and not cell.is_clean]
+    values = [
+        resilience(cell, cells, metric)
+        for cell in cells
+        if cell.budget == budget and cell.policy == ROUTER and not cell.is_clean
+    ]
     return math.fsum(values) / len(values) if values else math.nan
 
 
@@ -109,7 +117,7 @@ def quality_compute_surface(cells: Sequence[Cell], metric: str = "nds") -> list[
 
 def compute_inflation(cell: Cell, cells: Sequence[Cell]) -> float:
     """C(s) / C(0): executed GFLOPs over those on clean data at the same budget; NaN where either is missing."""
-    clean = clean_cell(cells, cell.budget)
+    clean = clean_cell(cells, cell.budget, cell.policy)
     if cell.metrics is None or clean is None or clean.gflops == 0:
         return math.nan
     return cell.gflops / clean.gflops

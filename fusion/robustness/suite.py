@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -9,11 +10,20 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import nn
 
+from fusion.adaptive.allocation import shared_word
 from fusion.report.gallery import save_sample_detections
-from fusion.robustness.cells import CLEAN, Cell, append_cell, failed, read_cells
+from fusion.robustness.axes import Planned, Share, own_cells, planned_cells
+from fusion.robustness.cells import CLEAN, ROUTER, Cell, append_cell, failed, read_cells
+from fusion.robustness.detector import ForeignModel, evaluate_detector
+from fusion.robustness.failover import failover_report
 from fusion.robustness.fingerprint import code_word, dataset_word, joined_word, model_word
+from fusion.robustness.gates import gate_histograms
+from fusion.robustness.lock import only_writer
+from fusion.robustness.policies import common_route, deciding, router_cell
+from fusion.robustness.reuse import EncoderReuse
 from fusion.robustness.seen import seen_in_training, trained_faults
-from fusion.run_directory import RunDirectory
+from fusion.run_directory import RunDirectory, without_nan
+from fusion.scoring.breakdown import confidence_calibration
 from fusion.scoring.evaluate import EvaluationResult, PlanSource, evaluate_model
 from fusion.scoring.scorer import Scorer
 from sensors.faults.suites import Scenario
@@ -56,6 +66,23 @@ class SuiteResult:
         return 1 if self.failed else 0
 
 
+@dataclass(frozen=True)
+class SuiteOptions:
+    """How a suite runs.
+
+    Attributes:
+        policies: who chooses the routes (``fusion.robustness.policies``).
+        plan_source: routes of a model whose router has not been trained; None for the model's own router.
+        share: the part of the cells that this process runs.
+        reuse_gb: memory for what cells compute alike; 0 computes every cell by itself.
+    """
+
+    policies: tuple[str, ...] = (ROUTER,)
+    plan_source: PlanSource | None = None
+    share: Share = Share()
+    reuse_gb: float = 2.0
+
+
 def run_scenarios(
     model: nn.Module,
     datamodule: Evaluable,
@@ -64,50 +91,74 @@ def run_scenarios(
     budgets: Sequence[float],
     run_dir: Path,
     progress: Progress | None = None,
-    plan_source: PlanSource | None = None,
+    options: SuiteOptions | None = None,
 ) -> SuiteResult:
     """Evaluate and score every scenario at every budget, each cell written to ``robustness.jsonl`` as it ends.
 
     Clean data come first, also where no scenario asks for them: everything is compared with them. Cells that the file
     holds already, from the same weights, tables, configuration and code, are not run again; those that could not run
-    are. A cell that cannot run is recorded with its reason and the rest goes on.
+    are. A cell that cannot run is recorded with its reason and the rest goes on. Encoder outputs of sensors that a
+    scenario leaves alone come from the cells before it.
 
     Args:
+        model: a FusionModel, or a ``fusion.robustness.detector.ForeignModel``.
         datamodule: gives the split of ``scorer``; the model stays on its device.
         budgets: shares of the full cost.
         run_dir: the run's folder; its ``config.yaml``, where there is one, tells what was seen in training.
 
-        plan_source: routes of a model whose router has not been trained; None for the model's own router.
-
     Raises:
-        ValueError: a budget below what the model can keep to, or above 1.
+        ValueError: a budget below what the model can keep to, or above 1; an unknown policy; or another suite is
+            writing the folder.
     """
+    options = options or SuiteOptions()
     for budget in budgets:
         if not model.min_budget <= budget <= 1:
             raise ValueError(
                 f"expected budgets from {model.min_budget:.3f} (the model's minimum) to 1, got {budget}; change budgets"
             )
-    run = RunDirectory(Path(run_dir))
-    suite = _Suite(model, datamodule, scorer, run, _run_word(model, datamodule, scorer, run), plan_source)
-    planned = _planned(scenarios, budgets)
+    planned = own_cells(planned_cells(scenarios, budgets, options.policies), options.share)
+    with nullcontext() if options.share.count > 1 else only_writer(Path(run_dir)):
+        return _run(model, datamodule, scorer, RunDirectory(Path(run_dir)), (planned, progress, options))
+
+
+def _run(model, datamodule, scorer, run: RunDirectory, work: tuple) -> SuiteResult:
+    planned, progress, options = work
+    suite = _Suite(model, datamodule, scorer, run, _run_word(model, datamodule, scorer, run), options)
     done = {cell.key: cell for cell in read_cells(run.robustness) if cell.run == suite.word and cell.error is None}
-    cells, clean_inputs, num_skipped = [], None, 0
-    for index, (scenario, budget) in enumerate(planned):
-        cell = suite.blank_cell(scenario, budget)
+    cells, num_skipped = [], 0
+    for index, plan in enumerate(planned):
+        cell = suite.blank_cell(plan)
         if cell.key in done:
             cell, num_skipped = done[cell.key], num_skipped + 1
         else:
-            cell = _warned(suite.run_cell(scenario, cell, _shifted(progress, index, len(planned))), clean_inputs)
+            cell = suite.run_cell(plan.scenario, cell, cells, _shifted(progress, index, len(planned)))
+            cell = warned(cell, cells)
             append_cell(run.robustness, cell)
-        clean_inputs = cell.inputs if cell.is_clean and cell.inputs else clean_inputs
         cells.append(cell)
     return SuiteResult(tuple(cells), num_skipped)
 
 
-def _planned(scenarios: Sequence[Scenario], budgets: Sequence[float]) -> list[tuple[Scenario, float]]:
-    """Clean data first and once per budget, then the scenarios in order, each with all budgets."""
-    disturbed = [scenario for scenario in scenarios if scenario.steps]
-    return [(scenario, float(budget)) for scenario in (Scenario(CLEAN), *disturbed) for budget in budgets]
+def collected(run_dir: Path, word: str, planned: Sequence[Planned]) -> SuiteResult:
+    """The cells that several processes wrote, in the order of the plan, warnings made good.
+
+    A share without clean data cannot tell whether a scenario changed anything; whoever collects can.
+    """
+    path = RunDirectory(Path(run_dir)).robustness
+    newest = {
+        (cell.scenario, cell.seed, cell.budget, cell.policy): cell for cell in read_cells(path) if cell.run == word
+    }
+    cells = []
+    for plan in planned:
+        seed = plan.scenario.seed
+        cell = newest.get((plan.scenario.name, seed, plan.budget, plan.policy))
+        if cell is None:
+            blank = Cell(plan.scenario.name, steps_of(plan.scenario), seed, plan.budget, word, policy=plan.policy)
+            cell = failed(blank, "the process that should have run this cell ended before it")
+        fixed = warned(cell, cells)
+        if fixed is not cell:
+            append_cell(path, fixed)
+        cells.append(fixed)
+    return SuiteResult(tuple(cells), 0)
 
 
 def _shifted(progress: Progress | None, index: int, num_cells: int) -> Progress | None:
@@ -117,64 +168,109 @@ def _shifted(progress: Progress | None, index: int, num_cells: int) -> Progress 
     return lambda label, done, total: progress(label, index * total + done, num_cells * total)
 
 
-def _warned(cell: Cell, clean_inputs: str | None) -> Cell:
-    """With a warning if the scenario changed nothing on any sample."""
-    if cell.is_clean or cell.error is not None or cell.inputs != clean_inputs:
+def warned(cell: Cell, before: Sequence[Cell]) -> Cell:
+    """With a warning if the scenario changed nothing on any sample, by the clean cells among those before it."""
+    clean = {other.inputs for other in before if other.is_clean and other.inputs}
+    if cell.is_clean or cell.error is not None or cell.warning is not None or cell.inputs not in clean:
         return cell
     return replace(cell, warning="the scenario changed nothing on any sample: this is the score of clean data")
+
+
+def steps_of(scenario: Scenario) -> tuple[dict, ...]:
+    """A scenario's faults as plain values."""
+    return tuple(
+        {
+            "fault": fault.name,
+            "level": level,
+            "unit": fault.unit,
+            "family": fault.family,
+            "channels": None if fault.channels is None else list(fault.channels),
+        }
+        for fault, level in scenario.steps
+    )
+
+
+def run_word(model: nn.Module, datamodule: Evaluable, scorer: Scorer, run_dir: Path) -> str:
+    """Stands for weights, data, settings and code: only cells of one word belong together."""
+    return _run_word(model, datamodule, scorer, RunDirectory(Path(run_dir)))
 
 
 def _run_word(model: nn.Module, datamodule: Evaluable, scorer: Scorer, run: RunDirectory) -> str:
     settings = repr([getattr(datamodule, name, None) for name in _DATA_SETTINGS])
     config = run.config.read_text(encoding="utf-8") if run.config.is_file() else ""
     data = dataset_word(scorer.root, scorer.version)
-    return joined_word(model_word(model), data, scorer.split, settings, config, code_word())
+    kind = model.word() if isinstance(model, ForeignModel) else shared_word(getattr(model, "shared_budget", None))
+    return joined_word(model_word(model), kind, data, scorer.split, settings, config, code_word())
 
 
-@dataclass(frozen=True)
 class _Suite:
-    """What all cells share."""
+    """What all cells of this process share."""
 
-    model: nn.Module
-    datamodule: Evaluable
-    scorer: Scorer
-    run: RunDirectory
-    word: str
-    plan_source: PlanSource | None = None
+    def __init__(
+        self,
+        model: nn.Module,
+        datamodule: Evaluable,
+        scorer: Scorer,
+        run: RunDirectory,
+        word: str,
+        options: SuiteOptions,
+    ):
+        self.model, self.datamodule, self.scorer, self.run, self.word = model, datamodule, scorer, run, word
+        self.options = options
+        self.trained = trained_faults(run.config)
+        self.reuse = EncoderReuse(options.reuse_gb) if options.reuse_gb > 0 else None
 
-    def blank_cell(self, scenario: Scenario, budget: float) -> Cell:
+    def blank_cell(self, plan: Planned) -> Cell:
         """What is known before the cell runs."""
-        steps = tuple(
-            {
-                "fault": fault.name,
-                "level": level,
-                "unit": fault.unit,
-                "family": fault.family,
-                "channels": None if fault.channels is None else list(fault.channels),
-            }
-            for fault, level in scenario.steps
+        scenario = plan.scenario
+        seen = seen_in_training(scenario, self.trained)
+        return Cell(
+            scenario.name,
+            steps_of(scenario),
+            scenario.seed,
+            plan.budget,
+            self.word,
+            seen_in_training=seen,
+            policy=plan.policy,
         )
-        seen = seen_in_training(scenario, trained_faults(self.run.config))
-        return Cell(scenario.name, steps, scenario.seed, budget, self.word, seen_in_training=seen)
 
-    def run_cell(self, scenario: Scenario, cell: Cell, progress: Progress | None) -> Cell:
+    def run_cell(self, scenario: Scenario, cell: Cell, before: Sequence[Cell], progress: Progress | None) -> Cell:
         """Evaluate and score. Whatever goes wrong in one cell must not cost the others: it becomes the cell's error."""
         started = time.perf_counter()
-        label = f"{cell.title}, budget {cell.budget:g}"
+        label = f"{cell.title}, budget {cell.budget:g}" + (f", {cell.policy}" if cell.policy != ROUTER else "")
+        step = None if progress is None else lambda done, total: progress(label, done, total)
         try:
-            result = evaluate_model(
-                self.model,
-                self.datamodule.evaluation_loader(self.scorer.split, scenario if scenario.steps else None),
-                budget=cell.budget,
-                device=self._device,
-                plan_source=self.plan_source,
-                progress=None if progress is None else lambda done, total: progress(label, done, total),
-            )
+            with deciding(self.model, cell.policy, *self._of_router(cell, before)):
+                result = self._evaluated(scenario, cell, step)
             filled = self._filled(cell, result)
-            save_sample_detections(self.run.path, scenario.name, cell.budget, result)
+            if cell.policy == ROUTER:
+                save_sample_detections(self.run.path, scenario.name, cell.budget, result)
         except Exception as error:
             filled = failed(cell, _reason(error))
         return replace(filled, seconds=time.perf_counter() - started)
+
+    def _evaluated(self, scenario: Scenario, cell: Cell, progress) -> EvaluationResult:
+        corruptor = scenario if scenario.steps else None
+        if isinstance(self.model, ForeignModel):
+            return evaluate_detector(self.model, self.datamodule.frames(self.scorer.split), corruptor, progress)
+        return evaluate_model(
+            self.model,
+            self.datamodule.evaluation_loader(self.scorer.split, corruptor),
+            budget=cell.budget,
+            device=self._device,
+            plan_source=self.options.plan_source if cell.policy == ROUTER else None,
+            progress=progress,
+            reuse=self.reuse,
+        )
+
+    def _of_router(self, cell: Cell, before: Sequence[Cell]) -> tuple[float | None, list[int] | None]:
+        """What the router spent in the same cell, and its most frequent route on clean data."""
+        if cell.policy == ROUTER:
+            return None, None
+        same = router_cell(before, cell.scenario, cell.budget)
+        clean = router_cell(before, CLEAN, cell.budget)
+        spent = None if same is None else min(1.0, same.gflops / float(self.model.prices().full_gflops))
+        return spent, None if clean is None else common_route(clean.branch_shares)
 
     @property
     def _device(self) -> torch.device:
@@ -182,10 +278,14 @@ class _Suite:
 
     def _filled(self, cell: Cell, result: EvaluationResult) -> Cell:
         device = self._device
+        scored = self.scorer.evaluate(result.detections)
         return replace(
             cell,
-            metrics=self.scorer.score(result.detections),
+            metrics=scored.metrics,
             device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            calibration=without_nan(confidence_calibration(scored)["all"].to_json()),
+            gates=gate_histograms(result),
+            failover=None if cell.is_clean else without_nan(failover_report(result, scored)),
             **result.summary(),
         )
 

@@ -1,0 +1,98 @@
+"""One suite against as many separate evaluations: ``python benchmarks/suite.py [run=RUN] [suite=quick] [budgets=1.0]``.
+
+Both sides evaluate and score the same cells of one trained run in one process and one thread, alternating cell by
+cell: separate evaluations compute every cell by itself, the suite takes encoder outputs of untouched sensors from
+earlier cells. Times are CPU seconds, which other work on the machine disturbs least. Scores are compared before times
+are believed. Neither side is charged for starting Python or opening the run, which separate commands would pay again.
+"""
+
+import json
+import os
+import platform
+import sys
+import time
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+
+from fusion.commands.runs import open_run  # noqa: E402
+from fusion.robustness.axes import planned_cells  # noqa: E402
+from fusion.robustness.reuse import EncoderReuse  # noqa: E402
+from fusion.scoring.evaluate import evaluate_model  # noqa: E402
+from fusion.scoring.scorer import Scorer  # noqa: E402
+from sensors.faults.suites import suite_named  # noqa: E402
+
+BAR = 1.5
+
+
+def compare(run: str, suite: str, budgets: list[float]) -> dict:
+    """Seconds of both sides over all cells, and the greatest difference of a score."""
+    opened = open_run(Path(run), ["data.num_workers=0"], [])
+    split = opened.config.data.val_split
+    scorer = Scorer(opened.config.data.root, opened.config.data.version, split)
+    reuse = EncoderReuse()
+    spent, apart, cells = {"separate": 0.0, "suite": 0.0}, 0.0, planned_cells(suite_named(suite), budgets)
+
+    def one(cell, shared):
+        loader = opened.data.evaluation_loader(split, cell.scenario if cell.scenario.steps else None)
+        result = evaluate_model(opened.model, loader, cell.budget, plan_source=opened.plan_source, reuse=shared)
+        return scorer.score(result.detections)
+
+    one(cells[0], None)  # warms up
+    for cell in cells:
+        scores = {}
+        for side, shared in (("separate", None), ("suite", reuse)):
+            started = time.process_time()
+            scores[side] = one(cell, shared)
+            spent[side] += time.process_time() - started
+        apart = max(apart, abs(scores["separate"].nds - scores["suite"].nds))
+        apart = max(apart, abs(scores["separate"].mean_ap - scores["suite"].mean_ap))
+    samples = f"{len(cells)} cells of {len(scorer.tokens)} samples"
+    ratio = spent["separate"] / spent["suite"]
+    return {
+        "name": f"suite {suite}, budgets {', '.join(f'{b:g}' for b in budgets)}: {samples}",
+        "ours": round(spent["suite"], 2),
+        "peer": round(spent["separate"], 2),
+        "ratio": round(ratio, 2),
+        "bar": BAR,
+        "holds": bool(ratio >= BAR and apart < 1e-6),
+        "greatest_difference": apart,
+        "rows_taken": reuse.num_taken,
+        "rows_computed": reuse.num_computed,
+    }
+
+
+def cpu_name() -> str:
+    """As Linux calls it; the bare architecture elsewhere."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
+
+
+def main(arguments: list[str]) -> None:
+    options = {"run": "runs/demo", "suite": "quick", "budgets": "1.0"}
+    options |= dict(argument.split("=", 1) for argument in arguments)
+    torch.set_num_threads(1)
+    row = compare(options["run"], options["suite"], [float(word) for word in options["budgets"].split(",")])
+    result = {
+        "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "load": round(os.getloadavg()[0], 2)},
+        "versions": {name: version(name) for name in ("torch", "numpy")} | {"python": sys.version.split()[0]},
+        "seed": 0,
+        "date": date.today().isoformat(),
+        "rows": [row],
+    }
+    out = Path(options.get("out", ROOT / "benchmarks" / "results" / "suite.json"))
+    out.write_text(json.dumps(result, indent=2) + "\n")
+    print(f"{row['name']}: suite {row['ours']} s, separate {row['peer']} s, {row['ratio']}x (bar {BAR}x)")
+    print(
+        f"greatest difference of a score {row['greatest_difference']:.1e}; {row['rows_taken']} rows taken from memory"
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

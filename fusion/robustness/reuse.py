@@ -1,0 +1,195 @@
+"""What one cell of a suite computed, another need not compute again: outputs of encoders by their inputs.
+
+Most cells of a suite harm one sensor and leave the others as they are. An encoder's output for a sample depends on that
+sample's own input alone, so it is kept under a digest of this input and taken from memory wherever the very same input
+comes again, in whatever cell. No knowledge of faults is involved: what differs in one bit is computed.
+"""
+
+import hashlib
+import time
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from datamodules.batch import PointBatch
+from fusion.encoders.lift import ViewRows
+from fusion.encoders.views import ViewFeatures
+
+_SKETCH = 16
+"""Bytes of a digest."""
+
+
+@dataclass
+class _Kept:
+    """One row's outputs, and how long they took."""
+
+    values: tuple[Tensor, ...]
+    ms: float
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(value.numel() * value.element_size() for value in self.values)
+
+
+@dataclass
+class EncoderReuse:
+    """Outputs of encoders and of the lift, the least recently used dropped first.
+
+    Args:
+        max_gb: of memory for what is kept; 0 keeps nothing.
+
+    Attributes:
+        num_taken, num_computed: rows (views, samples) taken from memory and computed.
+    """
+
+    max_gb: float = 2.0
+    num_taken: int = 0
+    num_computed: int = 0
+    _kept: OrderedDict = field(default_factory=OrderedDict)
+    _num_bytes: int = 0
+    _saved_ms: float = 0.0
+    _view_keys: list[list[bytes]] = field(default_factory=list)
+
+    @contextmanager
+    def applied(self, model: nn.Module) -> Iterator[None]:
+        """The model's encoders look into memory first; a model without such parts is left alone."""
+        originals = {}
+        for name, module in self._parts(model):
+            wrap = {"views": self._views, "lift": self._lift}.get(name, self._points)
+            originals[module] = vars(module).get("forward")
+            module.forward = wrap(name, module.forward)
+        self._saved_ms = 0.0
+        try:
+            yield
+        finally:
+            for module, own in originals.items():
+                del module.forward
+                if own is not None:
+                    module.forward = own
+            self._view_keys.clear()
+
+    def saved_ms(self) -> float:
+        """What was not computed since the last call would have taken so much longer; looking it up is taken off."""
+        saved, self._saved_ms = self._saved_ms, 0.0
+        return saved
+
+    @staticmethod
+    def _parts(model: nn.Module) -> list[tuple[str, nn.Module]]:
+        """Encoders and lift of a FusionModel; views are shared by both branches, point encoders are not."""
+        parts = []
+        cameras = getattr(model, "cameras", None)
+        if cameras is not None:
+            parts += [("views", cameras.encoder), ("lift", cameras.lift)]
+        for sensor in ("lidar", "radar"):
+            branches = getattr(model, sensor, None)
+            encoders = {} if branches is None else branches.encoders()
+            parts += [(f"{sensor}/{branch}", encoder) for branch, encoder in encoders.items()]
+        return parts
+
+    def _views(self, name: str, forward):
+        def encode(images: Tensor) -> ViewFeatures:
+            started = time.perf_counter()
+            keys = [_digest(name, image) for image in images]
+            self._view_keys.append(keys)
+            context, depth = self._rows(keys, lambda rows: _of_views(forward(images[rows])), started)
+            return ViewFeatures(context, depth)
+
+        return encode
+
+    def _points(self, name: str, forward):
+        def encode(points: PointBatch) -> Tensor:
+            started = time.perf_counter()
+            own = points.points.split(torch.bincount(points.sample, minlength=len(points.present)).tolist())
+            keys = [_digest(name, rows) for rows in own]
+            return self._rows(keys, lambda rows: (forward(points.rows(rows)),), started)[0]
+
+        return encode
+
+    def _lift(self, name: str, forward):
+        def lift(views: list[ViewRows], num_samples: int) -> tuple[Tensor, Tensor]:
+            started = time.perf_counter()
+            of_branch, self._view_keys = self._view_keys, []
+            parts: list[list[bytes]] = [[] for _ in range(num_samples)]
+            for keys, rows in zip(of_branch, views, strict=True):
+                geometry = torch.cat([rows.image_from_camera.flatten(1), rows.ego_from_camera.flatten(1)], dim=1)
+                geometry = torch.cat([geometry, rows.weight[:, None].to(geometry)], dim=1)
+                for key, own, sample in zip(keys, geometry.cpu(), rows.sample.tolist(), strict=True):
+                    parts[sample].append(_digest("row", own) + key)
+            keys = [hashlib.blake2b(b"lift" + b"".join(part), digest_size=_SKETCH).digest() for part in parts]
+
+            def compute(chosen: Tensor) -> tuple[Tensor, ...]:
+                place = torch.full((num_samples,), -1, dtype=torch.int64, device=chosen.device)
+                place[chosen] = torch.arange(len(chosen), device=chosen.device)
+                return forward([_of_samples(rows, place.to(rows.sample.device)) for rows in views], len(chosen))
+
+            return self._rows(keys, compute, started)
+
+        return lift
+
+    def _rows(self, keys: list[bytes], compute, started: float) -> tuple[Tensor, ...]:
+        """Outputs of all rows: those that are known from memory, the others computed together and kept."""
+        new = dict.fromkeys(key for key in keys if key not in self._kept)  # once each: black pictures are all alike
+        missing = [keys.index(key) for key in new]
+        found = {key: self._kept[key] for key in set(keys) if key in self._kept}
+        overhead_ms = (time.perf_counter() - started) * 1e3
+        if len(missing) == len(keys):
+            computed = compute(torch.arange(len(keys)))
+        elif missing:
+            computed = compute(torch.tensor(missing))
+        looked_up = time.perf_counter()
+        each_ms = ((looked_up - started) * 1e3 - overhead_ms) / max(len(missing), 1)
+        for place, row in enumerate(missing):
+            self._keep(keys[row], _Kept(tuple(part[place].clone() for part in computed), each_ms))
+        self.num_computed += len(missing)
+        self.num_taken += len(keys) - len(missing)
+        if len(missing) < len(keys):
+            at = {keys[row]: place for place, row in enumerate(missing)}
+            rows = [tuple(part[at[key]] for part in computed) if key in at else found[key].values for key in keys]
+            result = tuple(torch.stack(parts) for parts in zip(*rows, strict=True))
+        else:
+            result = computed
+        taken_ms = sum(found[key].ms if key in found else each_ms for key in keys) - each_ms * len(missing)
+        for key in found:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+        self._saved_ms += taken_ms - overhead_ms - (time.perf_counter() - looked_up) * 1e3
+        return result
+
+    def _keep(self, key: bytes, kept: _Kept) -> None:
+        limit = self.max_gb * 1e9
+        if key in self._kept or kept.num_bytes > limit:
+            return
+        self._kept[key] = kept
+        self._num_bytes += kept.num_bytes
+        while self._num_bytes > limit:
+            _, dropped = self._kept.popitem(last=False)
+            self._num_bytes -= dropped.num_bytes
+
+
+def _digest(name: str, rows: Tensor) -> bytes:
+    """Of a part's name, and of the shape and every bit of its input."""
+    digest = hashlib.blake2b(f"{name}{tuple(rows.shape)}{rows.dtype}".encode(), digest_size=_SKETCH)
+    digest.update(rows.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.digest()
+
+
+def _of_views(features: ViewFeatures) -> tuple[Tensor, Tensor]:
+    return features.context, features.depth_logits
+
+
+def _of_samples(rows: ViewRows, place: Tensor) -> ViewRows:
+    """The rows of some samples, which are renumbered by ``place``; -1 leaves a sample out."""
+    kept = torch.nonzero(place[rows.sample] >= 0)[:, 0]
+    features = ViewFeatures(rows.features.context[kept], rows.features.depth_logits[kept])
+    return ViewRows(
+        features=features,
+        image_from_camera=rows.image_from_camera[kept],
+        ego_from_camera=rows.ego_from_camera[kept],
+        sample=place[rows.sample[kept]],
+        image_size_px=rows.image_size_px,
+        weight=rows.weight[kept],
+    )

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import yaml
 
-from fusion.report.pictures import CLASS_COLOURS
-from fusion.robustness.cells import CLEAN, Cell, newest_cells, read_cells
+from fusion.report.colours import CLASS_COLOURS
+from fusion.robustness.cells import CLEAN, ROUTER, Cell, newest_cells, read_cells
 from fusion.robustness.metrics import clean_cell, mean_resilience, resilience
 from fusion.robustness.table import section_of
 from fusion.run_directory import RunDirectory
@@ -126,7 +126,11 @@ def cards(run: RunContent) -> list[dict]:
         _card("GFLOPs", f"{clean.gflops:.1f}", compute_note),
         _card("ms per sample", f"{clean.ms:.0f}", f"forward and decoding, {clean.device}"),
     ]
-    lost = [cell for cell in run.cells if cell.scenario == "camera+radar" and cell.budget == clean.budget]
+    lost = [
+        cell
+        for cell in run.cells
+        if cell.scenario == "camera+radar" and cell.budget == clean.budget and cell.policy == ROUTER
+    ]
     if lost and lost[0].metrics is not None:
         found.append(_card("mAP, LiDAR lost", f"{lost[0].metrics.mean_ap:.3f}", "cameras and radar go on"))
     kept = mean_resilience(run.cells, clean.budget)
@@ -146,7 +150,8 @@ def rows(run: RunContent) -> list[dict]:
     found = []
     for cell in run.cells:
         row = {
-            "title": cell.title,
+            "title": cell.title if cell.policy == ROUTER else f"{cell.title} ({cell.policy})",
+            "words": _words(cell),
             "section": section_of(cell),
             "budget": cell.budget,
             "error": cell.error,
@@ -172,6 +177,14 @@ def rows(run: RunContent) -> list[dict]:
             }
         found.append(row)
     return found
+
+
+def _words(cell: Cell) -> str:
+    """What the page's filter looks through."""
+    parts = [cell.title, cell.scenario, cell.policy, "failed" if cell.error else ""]
+    parts.append({"neither": "unseen", "family": "family seen", "fault": "seen"}.get(cell.seen_in_training or "", ""))
+    parts += [f"{step['fault']} {step.get('family', '')}" for step in cell.steps]
+    return " ".join(parts).replace("_", " ").lower() + " " + " ".join(step["fault"] for step in cell.steps)
 
 
 def _step_text(step: dict) -> str:
@@ -210,7 +223,9 @@ def quality_points(cells: Sequence[Cell]) -> list[dict]:
     scenarios = dict.fromkeys(cell.scenario for cell in cells)
     lines = []
     for scenario in scenarios:
-        found = [cell for cell in cells if cell.scenario == scenario and cell.metrics is not None]
+        found = [
+            cell for cell in cells if cell.scenario == scenario and cell.policy == ROUTER and cell.metrics is not None
+        ]
         if len({cell.budget for cell in found}) > 1:
             points = sorted((cell.gflops, cell.metrics.nds, cell.budget) for cell in found)
             lines.append({"title": found[0].title, "is_clean": found[0].is_clean, "points": points})

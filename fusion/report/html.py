@@ -1,6 +1,7 @@
 """The page: one file without any request to the network, made from a run's folder alone."""
 
 import base64
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from importlib import resources
 from pathlib import Path
@@ -11,6 +12,8 @@ from jaxtyping import UInt8
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from fusion.report import sections
+from fusion.report.colours import SHOWN_SCORE
 from fusion.report.content import (
     TOWN_NOTICE,
     UNIT_TITLES,
@@ -24,7 +27,7 @@ from fusion.report.content import (
 )
 from fusion.report.frame_file import load_frame
 from fusion.report.gallery import Found, file_name, gallery_frames, load_sample_detections
-from fusion.report.pictures import SHOWN_SCORE, bev_picture, in_ego_frame, overview_picture, views_picture
+from fusion.report.pictures import bev_picture, in_ego_frame, overview_picture, views_picture
 from fusion.report.plots import quality_plot
 from fusion.robustness.cells import CLEAN
 from fusion.run_directory import RunDirectory, write_text
@@ -38,23 +41,27 @@ MAX_VARIANTS = 4
 """Scenarios shown of a sample: keeps the page below 5 MB."""
 
 
-def write_report(run_dir: Path) -> Path:
+def write_report(run_dir: Path, others: Sequence[Path] = (), out: Path | None = None) -> Path:
     """Write ``report.html`` into a run's folder, whole or not at all.
 
     Reads ``config.yaml``, ``metrics.json``, ``robustness.jsonl`` and the gallery's frames and detections, each where it
     is there.
+
+    Args:
+        others: further runs to compare it with.
+        out: another place for the page.
 
     Raises:
         FileNotFoundError: there is no such folder.
         ValueError: it holds no scores, or a file that cannot be read.
     """
     run = read_run(Path(run_dir))
-    page = RunDirectory(run.path).report
-    write_text(page, _rendered(run))
+    page = RunDirectory(run.path).report if out is None else out
+    write_text(page, _rendered(run, [run, *(read_run(Path(other)) for other in others)]))
     return page
 
 
-def _rendered(run: RunContent) -> str:
+def _rendered(run: RunContent, runs: list[RunContent]) -> str:
     environment = Environment(
         loader=PackageLoader("fusion.report", "."),
         autoescape=True,
@@ -74,6 +81,17 @@ def _rendered(run: RunContent) -> str:
         notices=[TOWN_NOTICE, USE_NOTICE] if run.is_town else [USE_NOTICE],
         cards=cards(run),
         rows=rows(run),
+        run_names=[sections.name_of(each) for each in runs],
+        comparison=sections.comparison(runs),
+        measures=[row for each in runs for row in sections.measures(each, None if each is run else run)],
+        severities=sections.severity_map(run),
+        controls=sections.controls_chart(run),
+        pareto=sections.pareto_chart(runs),
+        failover=sections.failover_parts(run),
+        precision_recall=sections.precision_recall_chart(run),
+        intervals=sections.interval_rows(run),
+        breakdown=sections.breakdown_tables(run),
+        data=sections.as_json(runs),
         class_names=[(name, name.replace("_", " ")) for name in DETECTION_NAMES],
         unit_titles=UNIT_TITLES,
         classes=classes(headline) if headline is not None else [],

@@ -40,18 +40,49 @@
     });
   }
 
+  // Rows are shown if they fit both the budget that is pressed and every word of the filter.
   const budgets = document.getElementById("budgets");
+  const filter = document.getElementById("filter");
+  let wanted = "all";
+  const show = () => {
+    const words = filter.value.trim().toLowerCase().split(/\s+/).filter(Boolean);
+    let shown = 0, all = 0;
+    for (const row of document.querySelectorAll("tr[data-budget]")) {
+      const fits = wanted === "all" || row.dataset.budget === wanted;
+      const text = row.dataset.words;
+      row.hidden = !fits || (text !== undefined && !words.every((word) => text.includes(word)));
+      if (text !== undefined && fits) { all += 1; shown += row.hidden ? 0 : 1; }
+    }
+    document.getElementById("shown").textContent = words.length ? `${shown} of ${all} rows` : "";
+  };
+  filter.addEventListener("input", show);
   if (budgets) {
-    const show = (button) => {
-      press(button);
-      const wanted = button.dataset.budget;
-      for (const row of document.querySelectorAll("tr[data-budget]")) {
-        row.hidden = wanted !== "all" && row.dataset.budget !== wanted;
-      }
-    };
-    for (const button of budgets.querySelectorAll("button")) button.addEventListener("click", () => show(button));
-    show(budgets.querySelector("button"));
+    for (const button of budgets.querySelectorAll("button")) {
+      button.addEventListener("click", () => { press(button); wanted = button.dataset.budget; show(); });
+    }
+    wanted = budgets.querySelector("button").dataset.budget;
+    show();
   }
+
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const save = (name, type, text) => {
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(new Blob([text], { type }));
+    link.download = name;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+  };
+  const quoted = (value) => {
+    const text = value === null ? "" : String(value);
+    return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+  };
+  const csv = () => {
+    const names = Object.keys(data.rows[0]);
+    return [names, ...data.rows.map((row) => names.map((name) => row[name]))]
+      .map((row) => row.map(quoted).join(",")).join("\r\n") + "\r\n";
+  };
+  document.getElementById("csv").addEventListener("click", () => save("robustness.csv", "text/csv", csv()));
+  document.getElementById("json").addEventListener("click", () => save("robustness.json", "application/json", JSON.stringify(data, null, 1)));
 
   for (const sample of document.querySelectorAll(".sample")) {
     for (const button of sample.querySelectorAll("button[data-variant]")) {

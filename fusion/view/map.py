@@ -15,7 +15,7 @@ from matplotlib.patches import Rectangle
 from datamodules.index import tables_folder
 from datamodules.nuscenes import NuScenesFrames
 from datamodules.tables import read_records
-from fusion.report.pictures import BACKGROUND, PALE
+from fusion.report.colours import BACKGROUND, PALE
 
 PIXEL_M = 0.1
 SIZE_PX = 1000

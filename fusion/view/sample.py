@@ -15,7 +15,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from datamodules.nuscenes import NuScenesFrames
-from fusion.report.pictures import BACKGROUND, VIEW_ORDER, draw_view
+from fusion.report.colours import BACKGROUND, VIEW_ORDER
+from fusion.report.draw_views import draw_view
 from fusion.view.sample_bev import draw_ground
 from fusion.view.sample_projection import COLOUR_MAP, FAR_M, NEAR_M, draw_points, pale_image
 from sensors.boxes import Boxes

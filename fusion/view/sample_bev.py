@@ -6,7 +6,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Polygon
 
-from fusion.report.pictures import BACKGROUND, CLASS_COLOURS, RADAR_COLOUR, draw_bev
+from fusion.report.colours import BACKGROUND, CLASS_COLOURS, RADAR_COLOUR
+from fusion.report.draw_bev import draw_bev
 from sensors.boxes import DETECTION_NAMES, Boxes
 from sensors.frame import Frame
 from sensors.rig import LIDAR

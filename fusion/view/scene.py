@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from datamodules.nuscenes import NuScenesFrames
-from fusion.report.pictures import BACKGROUND, CLASS_COLOURS, LABEL_COLOUR, RADAR_COLOUR
+from fusion.report.colours import BACKGROUND, CLASS_COLOURS, LABEL_COLOUR, RADAR_COLOUR
 from fusion.view.picture_files import check_fps, kind_of, write_gif, write_mp4
 from fusion.view.sample import Layout, sample_picture
 

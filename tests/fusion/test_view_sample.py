@@ -8,7 +8,7 @@ import pytest
 
 from datamodules.nuscenes import NuScenesFrames
 from fusion.cli import main
-from fusion.report.pictures import VIEW_ORDER
+from fusion.report.colours import VIEW_ORDER
 from fusion.view.map import MapMask, ego_path, map_file, mask_pixels, read_mask
 from fusion.view.picture_files import write_gif
 from fusion.view.sample import LARGE, find_sample, sample_picture

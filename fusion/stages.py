@@ -14,7 +14,13 @@ from torch import Tensor, nn
 from fusion.routing.plan import FULL, LITE, SKIP
 from sensors.rig import NUM_CAMERAS, UNITS
 
-ROUTES = ("full", "fixed", "random", "learned", "paired", "sandwich", "custom")
+LESSONS = ("paired", "reinforce", "oracle", "faults", "median", "configurations")
+"""Routes of stages that teach the router from losses, see ``fusion.routed_steps`` and ``fusion.router_lessons``."""
+
+BY_ROUTER = ("learned", *LESSONS)
+"""After a last stage with one of these routes the router decides."""
+
+ROUTES = ("full", "fixed", "random", "sandwich", "custom", *BY_ROUTER)
 EXECUTIONS = ("sparse", "masked")
 LEAST = "least"
 MODALITIES = ("camera", "lidar", "radar")
@@ -31,7 +37,8 @@ class Stage:
         trainable: prefixes of the parameters' names that train, or ``all``. The others stand still.
         route: who decides what runs: ``full`` (everything present), ``fixed`` (``units``), ``random`` (by ``keep`` and
             ``lite_share``), ``learned`` (the router), ``paired`` (two random routes per sample, whose losses teach the
-            router) or ``sandwich`` (the full route, which teaches the cheapest and a random one).
+            router), ``sandwich`` (the full route, which teaches the cheapest and a random one) or another one of
+            LESSONS.
         units: for ``fixed``: names of UNITS that run; ``CAMERAS`` stands for the six views.
         keep: for ``random``: probability that a sensor group (camera, lidar, radar) runs, and that a ``view`` of a
             running camera group does. Missing ones are 1. Something present always runs.
@@ -166,7 +173,7 @@ class Curriculum:
             _check(stage, trains, "something to train", f"trainable={stage.trainable!r}")
             unknown = sorted(set(stage.losses) - set(loss_names))
             _check(stage, not unknown, f"losses among {', '.join(loss_names)}", ", ".join(unknown))
-            enough = stage.route not in ("learned", "paired") or stage.budget_ends(min_budget)[0] >= min_budget - 1e-9
+            enough = stage.route not in BY_ROUTER or stage.budget_ends(min_budget)[0] >= min_budget - 1e-9
             _check(stage, enough, f"a budget of at least {min_budget:.3f}, the model's '{LEAST}'", stage.budget)
 
 

@@ -18,17 +18,18 @@ from fusion.heads.targets import center_targets
 from fusion.model import FusionOutput
 from fusion.optim import OptimizerSettings, learning_rate_factor
 from fusion.routed_steps import paired_step, sandwich_step
+from fusion.router_lessons import RouterLessons
 from fusion.routing.budget import budget_loss, route_entropy
 from fusion.routing.objectives import BudgetTerm, mean_over_process_group
 from fusion.routing.plan import BRANCHES, NUM_BRANCHES, RoutingPlan
-from fusion.stages import Curriculum, Stage
+from fusion.stages import BY_ROUTER, LESSONS, Curriculum, Stage
 from fusion.validation import DetectionScores, QuickPrecision
 from sensors.rig import UNITS
 
 DEFAULT_WEIGHTS = {**LOSS_WEIGHTS, "depth": 0.5, "budget": 10.0, "entropy": 0.0}
 """Weights of all terms. ``budget`` is large since its hinge is a squared share; ``entropy`` is subtracted."""
 
-ROUTE_TERMS = {"paired": "router", "sandwich": "distillation"}
+ROUTE_TERMS = {**dict.fromkeys(LESSONS, "router"), "sandwich": "distillation"}
 """Route of a stage -> the loss term that only such a stage has, of weight 1 unless the configuration says otherwise."""
 
 
@@ -47,6 +48,7 @@ class FusionTask(pl.LightningModule):
         validation_budget: share of the full cost at which the router is validated.
         seed: of all draws of training.
         budget_term: in place of the squared hinge, such as ``fusion.routing.objectives.LagrangianBudget``.
+        lessons: how stages with a route of ``fusion.router_lessons`` teach the router; None for its defaults.
         exit_loss: what early exits learn from, for models that have some: ``fusion.trunk.exits_losses``; None for the
             plain sum of their detection losses. It must not count the last exit, which the detection loss teaches.
 
@@ -68,12 +70,16 @@ class FusionTask(pl.LightningModule):
         seed: int = 0,
         budget_term: BudgetTerm | None = None,
         exit_loss: ExitLoss | None = None,
+        lessons: RouterLessons | None = None,
     ):
         super().__init__()
         self.curriculum = Curriculum(stages)
         # Terms of stages that this training has: the others would be columns of zeros in every table.
         routes = {stage.route for stage in self.curriculum.stages}
-        self.route_terms = tuple(term for route, term in ROUTE_TERMS.items() if route in routes)
+        self.route_terms = tuple(dict.fromkeys(term for route, term in ROUTE_TERMS.items() if route in routes))
+        # Only where a stage asks for it: its memory is part of the checkpoint.
+        taught = routes & set(LESSONS) - {"paired"}
+        self.lessons = (lessons or RouterLessons()) if taught else None
         self.depth_terms = DepthTerms(model, exit_loss)
         known = {**DEFAULT_WEIGHTS, **dict.fromkeys((*self.route_terms, *self.depth_terms.names), 1.0)}
         unknown = sorted(set(loss_weights or {}) - set(known))
@@ -183,6 +189,10 @@ class FusionTask(pl.LightningModule):
             if self.stage.route == "paired":
                 budget = self.stage.budget_of(len(batch), self.model.min_budget, generator)
                 done = paired_step(self.model, batch, budget, generator, self.loss_weights)
+            elif self.stage.route in LESSONS:
+                budget = self.stage.budget_of(len(batch), self.model.min_budget, generator)
+                given = (self.model, batch, budget, generator, self.loss_weights)
+                done = self.lessons(self.stage.route, *given)
             else:
                 done = sandwich_step(self.model, batch, generator)
         self.step_routes = [(choice, output_probs(choice)) for choice in done.choices]
@@ -227,7 +237,7 @@ class FusionTask(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         plan = None
-        if self.stage.route not in ("learned", "paired"):
+        if self.stage.route not in BY_ROUTER:
             route = self.stage if self.stage.route == "fixed" else replace(self.stage, route="full", lite_share=0.0)
             plan = self.plan_of(route, batch, keyed_generator(self.seed, "validation"))
         output = self.model(batch, budget=self.validation_budget, plan=plan, execution="sparse")

@@ -87,10 +87,11 @@ def trained_route(config, model):
     A router that was never trained would run units that never learnt.
     """
     from fusion.draws import keyed_generator
+    from fusion.stages import BY_ROUTER
 
     task = instantiate(config.stages, _partial_=True)(model=model)
     stage = task.curriculum.stages[-1]
-    if stage.route in ("learned", "paired"):
+    if stage.route in BY_ROUTER:
         return None
     route = replace(stage, route="fixed" if stage.route == "fixed" else "full", lite_share=0.0)
     return lambda batch: task.plan_of(route, batch, keyed_generator("evaluation"))

@@ -48,18 +48,21 @@ def configuration_loss(
 
 def oracle_labels(
     losses: Float[Tensor, "b f"],
-    costs: Float[Tensor, "f"],
+    costs: Float[Tensor, "f"] | Float[Tensor, "b f"],
     cost_weight: float,
     budget: Float[Tensor, "b"] | None = None,
 ) -> Int64[Tensor, "b"]:
     """argmin over configurations of loss + cost_weight * cost, among those within the budget.
 
     Where none is within it, the cheapest.
+
+    Args:
+        costs: of the configurations, the same for all samples or of each sample.
     """
     joint = losses + cost_weight * costs
     if budget is not None:
         fits = costs <= budget[:, None] + 1e-6
-        fits |= ~fits.any(dim=1, keepdim=True) & (costs == costs.min())
+        fits |= ~fits.any(dim=1, keepdim=True) & (costs == costs.amin(dim=-1, keepdim=True))
         joint = joint.masked_fill(~fits, torch.inf)
     return joint.argmin(dim=1)
 

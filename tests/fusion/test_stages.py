@@ -36,7 +36,7 @@ def test_temperature_falls_exponentially_within_its_stage():
     ("settings", "message"),
     [
         ({"until": 0.0}, "until"),
-        ({"route": "oracle"}, "route"),
+        ({"route": "detour"}, "route"),
         ({"execution": "dense"}, "sparse or masked"),
         ({"budget": (0.9, 0.4)}, "budget"),
         ({"budget": 1.2}, "budget"),

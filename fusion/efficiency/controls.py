@@ -48,25 +48,30 @@ def best_static(losses: Float[np.ndarray, "n r"], costs: Float[np.ndarray, "r"],
 
 
 def oracle_routes(
-    losses: Float[np.ndarray, "n r"], costs: Float[np.ndarray, "r"], budget: float
+    losses: Float[np.ndarray, "n r"], costs: Float[np.ndarray, "r"] | Float[np.ndarray, "n r"], budget: float
 ) -> Int[np.ndarray, "n"]:
     """The route of every sample with the least loss, at a mean cost within the budget.
 
     argmin of loss + price * cost, with the least price that keeps the budget: the optimum up to one sample's rounding.
 
+    Args:
+        costs: of the routes, the same for all samples or of each sample.
+
     Raises:
         ValueError: not even the cheapest routes are within the budget.
     """
-    if costs.min() > budget + 1e-9:
-        raise ValueError(f"expected a budget of at least {costs.min():.4f}, the cheapest route, got {budget:.4f}")
+    costs = np.broadcast_to(costs, losses.shape)
+    least = costs.min(axis=1).mean()
+    if least > budget + 1e-9:
+        raise ValueError(f"expected a budget of at least {least:.4f}, the cheapest route, got {budget:.4f}")
     low, high = 0.0, 1.0
-    while costs[_priced(losses, costs, high)].mean() > budget + 1e-9:
+    while _spent(losses, costs, high) > budget + 1e-9:
         high *= 2.0
-    if costs[_priced(losses, costs, 0.0)].mean() <= budget + 1e-9:
+    if _spent(losses, costs, 0.0) <= budget + 1e-9:
         return _priced(losses, costs, 0.0)
     for _ in range(60):
         middle = (low + high) / 2
-        if costs[_priced(losses, costs, middle)].mean() <= budget + 1e-9:
+        if _spent(losses, costs, middle) <= budget + 1e-9:
             high = middle
         else:
             low = middle
@@ -75,6 +80,11 @@ def oracle_routes(
 
 def _priced(losses: np.ndarray, costs: np.ndarray, price: float) -> Int[np.ndarray, "n"]:
     return (losses + price * costs).argmin(axis=1)
+
+
+def _spent(losses: np.ndarray, costs: np.ndarray, price: float) -> float:
+    """Mean cost at a price."""
+    return float(costs[np.arange(len(costs)), _priced(losses, costs, price)].mean())
 
 
 def random_loss(losses: Float[np.ndarray, "n r"], costs: Float[np.ndarray, "r"], mean_cost: float) -> float:

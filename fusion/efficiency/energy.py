@@ -136,3 +136,11 @@ def unit_of(channel: str) -> int:
         return CAMERAS.index(channel)
     assert channel == LIDAR or channel in RADARS, channel
     return UNITS.index("LIDAR") if channel == LIDAR else UNITS.index("RADAR")
+
+
+def energy_reader(device_type: str) -> NvmlReader | RaplReader | None:
+    """The counter of what computes: NVML for ``cuda``, RAPL elsewhere; None where it cannot be read."""
+    try:
+        return NvmlReader() if device_type == "cuda" else RaplReader()
+    except FileNotFoundError:
+        return None

@@ -144,3 +144,85 @@ def read_thresholds(path: str | Path) -> list[CalibratedThreshold]:
     if not path.is_file():
         raise FileNotFoundError(f"expected calibrated thresholds, there are none at {path}; calibrate first")
     return [CalibratedThreshold(**fields) for fields in json.loads(path.read_text(encoding="utf-8"))]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The thresholds of one checkpoint, of no use to any other.
+
+    Attributes:
+        checkpoint: word of the weights that the scores came from.
+        data: name of the calibration set.
+        thresholds: one per budget.
+        held_out_cost: what each threshold, found on one half of the scenes, spent on the other half.
+        held_out_error: standard error of that mean.
+    """
+
+    checkpoint: str
+    data: str
+    thresholds: tuple[CalibratedThreshold, ...]
+    held_out_cost: tuple[float, ...]
+    held_out_error: tuple[float, ...]
+
+    def policy(self, budget: float, cap: float = 1.0) -> ThresholdPolicy:
+        """The policy that spends the budget on average.
+
+        Raises:
+            ValueError: no threshold was calibrated for this budget.
+        """
+        found = [one for one in self.thresholds if abs(one.budget - budget) < 1e-6]
+        if not found:
+            known = ", ".join(f"{one.budget:g}" for one in self.thresholds)
+            raise ValueError(f"expected one of the calibrated budgets {known}, got {budget:g}; calibrate for it too")
+        return found[0].policy(cap)
+
+    def write(self, path: str | Path) -> None:
+        """As JSON; the file is whole or not there."""
+        path = Path(path)
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        partial.rename(path)
+
+    @classmethod
+    def read_for(cls, path: str | Path, checkpoint: str) -> "Calibration":
+        """What ``write`` wrote, if it belongs to this checkpoint.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it was made from other weights.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"expected calibrated thresholds at {path}, there are none; run dynfusion calibrate run=... first"
+            )
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        if fields["checkpoint"] != checkpoint:
+            raise ValueError(
+                f"expected thresholds of the checkpoint {checkpoint}, got those of {fields['checkpoint']} in {path}; "
+                "calibrate again: dynfusion calibrate run=..."
+            )
+        thresholds = tuple(CalibratedThreshold(**one) for one in fields.pop("thresholds"))
+        numbers = {name: tuple(fields.pop(name)) for name in ("held_out_cost", "held_out_error")}
+        return cls(thresholds=thresholds, **numbers, **fields)
+
+
+def held_out_costs(
+    scores: Float[Tensor, "n u k"],
+    possible: Bool[Tensor, "n u k"],
+    routes: RouteTable,
+    budget: float,
+    second: Bool[Tensor, "n"],
+) -> Float[Tensor, "n"]:
+    """Cost of every sample under the threshold that was found on the other fold.
+
+    Args:
+        second: which fold each sample belongs to; both must have samples.
+    """
+    costs = torch.zeros(len(scores), dtype=torch.float64)
+    for fold in (second, ~second):
+        found = calibrate(scores[~fold], possible[~fold], routes, [budget], "the other fold")[0]
+        wanted = priced_choice(scores[fold], possible[fold], routes, found.price)
+        ones = torch.ones(int(fold.sum()), dtype=torch.float64)
+        costs[fold] = routes.prices.cost_of(routes.capped(wanted, possible[fold], ones))
+    return costs

@@ -11,15 +11,16 @@ from fusion.trunk.trunk import BevTrunk
 from tests.fusion.small_model import PILLARS, small_model
 
 
-def adaptive_model(**options) -> FusionModel:
+def adaptive_model(places: tuple[int, ...] = (-1, 0), **options) -> FusionModel:
     """``small_model`` with exits over LiDAR and radar and after the first of two stages, tokens in the second one.
 
     Args:
+        places: of the exits.
         options: of the exits.
     """
     base = small_model()
     torch.manual_seed(1)
-    heads = [ExitHead(place, 12, 8, CenterHead(8, PILLARS, channels=8, num_convs=0)) for place in (-1, 0)]
+    heads = [ExitHead(place, 12, 8, CenterHead(8, PILLARS, channels=8, num_convs=0)) for place in places]
     tokens = KeepTokens(16, num_heads=2, window=4, target=0.5, spread=2.0)
     trunk = BevTrunk(12, widths=(12, 16), depths=(0, 0), strides=(1, 2), out_channels=8, upsample=2, tokens=tokens)
     parts = (base.cameras, base.lidar, base.radar, base.merge, trunk, base.head, base.router)

@@ -27,7 +27,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
 import timm  # noqa: E402
 import torch  # noqa: E402
-from heads import cpu_name  # noqa: E402
+from machine import cpu_name  # noqa: E402
 
 from fusion.commands.compose import compose, instantiate  # noqa: E402
 from fusion.encoders.vit import VitViewEncoder  # noqa: E402

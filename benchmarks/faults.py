@@ -26,7 +26,7 @@ warnings.filterwarnings("ignore")
 import cv2  # noqa: E402
 import numpy as np  # noqa: E402
 from faults_lidar import lidar_rows  # noqa: E402
-from heads import cpu_name  # noqa: E402
+from machine import cpu_name  # noqa: E402
 
 from sensors.faults import published_blur, published_imagecorruptions  # noqa: E402
 from sensors.faults.camera import CAMERA_FAULTS  # noqa: E402

@@ -18,8 +18,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
 import numpy as np  # noqa: E402
-from heads import cpu_name  # noqa: E402
 from lidar_loops import fog_loop, rain_loop, snow_loop  # noqa: E402
+from machine import cpu_name  # noqa: E402
 
 from sensors.faults import lidar_fog as fog  # noqa: E402
 from sensors.faults import lidar_rain as rain  # noqa: E402

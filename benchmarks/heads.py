@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from machine import cpu_name
 
 from datamodules.batch import BoxBatch
 from fusion.heads.center import CENTERPOINT_GROUPS, ONE_GROUP, CenterHead
@@ -80,13 +81,6 @@ def measured(num_cells: int, channels: int, class_groups) -> dict[str, float]:
         "forward_loss_backward_ms": median_ms(step),
         "decode_ms": median_ms(lambda: decode(output, grid)),
     }
-
-
-def cpu_name() -> str:
-    """As Linux calls it; the bare architecture elsewhere."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
 
 
 def main(out: Path) -> None:

@@ -17,6 +17,7 @@ from datetime import date
 from pathlib import Path
 
 import numpy as np
+from machine import cpu_name
 
 from datamodules.nuscenes import NuScenesFrames
 from datamodules.prepare import Preparation, PreparedSamples, lidar_points
@@ -149,13 +150,6 @@ def compared(name: str, ours_ms: float, peer: str, peer_ms: float, bar: float) -
     ratio = peer_ms / ours_ms
     row = {"name": f"{name} | {peer}; ms", "ours": round(ours_ms, 4), "peer": round(peer_ms, 4)}
     return row | {"ratio": round(ratio, 1), "bar": bar, "holds": bool(ratio >= bar)}
-
-
-def cpu_name() -> str:
-    """As Linux calls it; the bare architecture elsewhere."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
 
 
 def main(out: Path) -> None:

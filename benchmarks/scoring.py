@@ -9,7 +9,6 @@ other work on the machine disturbs least.
 
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -25,6 +24,8 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+
+from machine import cpu_name  # noqa: E402
 
 from fusion.scoring.scorer import Scored, score_table  # noqa: E402
 from fusion.scoring.settings import CLASS_RANGE_M  # noqa: E402
@@ -198,13 +199,6 @@ def measure(path: Path) -> None:
     elapsed_s, _ = seconds(ours_from_file, path, split)
     peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     print(json.dumps({"s": elapsed_s, "peak_gb": peak_gb}))
-
-
-def cpu_name() -> str:
-    """As Linux calls it; the bare architecture elsewhere."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
 
 
 def main(arguments: list[str]) -> None:

@@ -8,7 +8,6 @@ are believed. Neither side is charged for starting Python or opening the run, wh
 
 import json
 import os
-import platform
 import sys
 import time
 from datetime import date
@@ -19,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
+from machine import cpu_name  # noqa: E402
 
 from fusion.commands.runs import open_run  # noqa: E402
 from fusion.robustness.axes import planned_cells  # noqa: E402
@@ -65,13 +65,6 @@ def compare(run: str, suite: str, budgets: list[float]) -> dict:
         "rows_taken": reuse.num_taken,
         "rows_computed": reuse.num_computed,
     }
-
-
-def cpu_name() -> str:
-    """As Linux calls it; the bare architecture elsewhere."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
 
 
 def main(arguments: list[str]) -> None:

@@ -19,6 +19,8 @@ import time
 from datetime import date
 from pathlib import Path
 
+from machine import cpu_name
+
 from datamodules.town.presets import TownConfig
 from datamodules.town.writer import WORLD_VERSION, write_town
 from sensors.rig import CAMERAS, LIDAR
@@ -116,13 +118,6 @@ def rows_of(folder: Path) -> list[dict]:
         row("bytes per sample", sum(sizes.values()), None, None, None),
         *(row(f"bytes per sample: {name}", size, None, None, None) for name, size in sizes.items()),
     ]
-
-
-def cpu_name() -> str:
-    """As Linux calls it; the bare architecture elsewhere."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
 
 
 def main(out: Path) -> None:

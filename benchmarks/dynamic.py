@@ -1,14 +1,15 @@
-"""What routing really saves: ``python benchmarks/dynamic.py [OUT.json]``.
+"""What routing really saves: ``python benchmarks/dynamic.py [OUT.json] [PART ...]``.
 
 Processor time of one thread (a busy machine does not count), medians, both sides in turns in one process. Random
-pictures and points: an encoder's time does not depend on what they show. ``tiny`` at batch 1, 4 and 16; ``base`` at
-batch 1 alone, and without a sweep over the views, since one full sample takes seconds. Nothing is extrapolated.
+pictures and points: an encoder's time does not depend on what they show. ``tiny`` at batch 1, 4 and 16; ``base`` too,
+in a part for each batch size and row since a full sample takes seconds, without a sweep over the views. Rows of parts
+that do not run stay in the file. Nothing is extrapolated; every row carries its device and date.
 
 - *skipped cameras*: a model with cameras, none chosen, beside the same model built without any; at most 1.10.
 - *rows*: milliseconds over the number of camera rows; furthest point from the straight line between none and all, as a
   share of that line; at most 0.15. One branch at a time, rows spread over the samples.
 - *overhead*: health and thumbnails of 1600x900 frames, router and dispatch beside the full route; at most 0.05 for
-  ``tiny`` at batch 16 (smaller batches are shown without a bar), and 0.03 for ``base``, at batch 1.
+  ``tiny`` at batch 16 (smaller batches are shown without a bar), and 0.03 for ``base``, at each batch size.
 """
 
 import json
@@ -19,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 for library in ("OMP", "OPENBLAS", "MKL"):
@@ -28,7 +30,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 import cv2  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from heads import cpu_name  # noqa: E402
+from machine import cpu_name  # noqa: E402
 
 from fusion.commands.compose import compose, instantiate  # noqa: E402
 from fusion.model import FusionModel  # noqa: E402
@@ -74,8 +76,15 @@ def in_turns(functions: list[Callable[[], object]], repeats: int) -> list[float]
 def row(name: str, ours: float, peer: float, bar: float | None, ratio: float | None = None) -> dict:
     ratio = ours / peer if ratio is None else ratio
     holds = None if bar is None else ratio <= bar
-    return {"name": name, "ours": round(ours, 3), "peer": round(peer, 3), "ratio": round(ratio, 4), "bar": bar} | {
-        "holds": holds
+    return {
+        "name": name,
+        "ours": round(ours, 3),
+        "peer": round(peer, 3),
+        "ratio": round(ratio, 4),
+        "bar": bar,
+        "holds": holds,
+        "device": cpu_name(),
+        "date": date.today().isoformat(),
     }
 
 
@@ -136,7 +145,7 @@ def overhead(name: str, model: FusionModel, sizes: tuple[int, ...], repeats: int
             Dispatch.of(plan, available, exists, "sparse")
 
         pair = [decide, lambda b=batch, p=full: model(b, plan=p)]
-        bar = OVERHEAD_BAR[name] if size == max(sizes) else None
+        bar = OVERHEAD_BAR[name] if size == max(sizes) or name == "base" else None
         label = f"{name} batch {size}: glance + router + dispatch / full route, ms"
         rows.append(row(label, *in_turns(pair, repeats), bar))
     return rows
@@ -147,32 +156,61 @@ def big_frame() -> Frame:
     return toy_frame(num_points=30_000, height=900, width=1600)
 
 
-def main(out: Path) -> None:
+def tiny_rows() -> list[dict]:
+    tiny = built("tiny")
+    rows = skipped_cameras("tiny", tiny, (1, 4, 16), 5)
+    rows += linear_in_rows("tiny", tiny, 4, 3)
+    return rows + overhead("tiny", tiny, (1, 4, 16), 3)
+
+
+def base_skipped(size: int) -> list[dict]:
+    return skipped_cameras("base", built("base"), (size,), 2 if size == 1 else 1)
+
+
+def base_overhead(size: int) -> list[dict]:
+    return overhead("base", built("base"), (size,), 1)
+
+
+PARTS = {"tiny": tiny_rows}
+for _size in (1, 4, 16):
+    PARTS[f"base-{_size}-skipped"] = partial(base_skipped, _size)
+    PARTS[f"base-{_size}-overhead"] = partial(base_overhead, _size)
+"""``base`` at batch 4 and 16 takes minutes each; what has no row yet is listed in the file as ``not_run``."""
+
+
+def not_run(rows: list[dict]) -> list[str]:
+    """Rows of ``base`` that nobody has measured yet."""
+    kinds = ("cameras skipped / never built, ms", "glance + router + dispatch / full route, ms")
+    wanted = [f"base batch {size}: {kind}" for size in (1, 4, 16) for kind in kinds]
+    return [name for name in wanted if name not in {one["name"] for one in rows}]
+
+
+def main(out: Path, parts: list[str]) -> None:
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    tiny = built("tiny")
-    rows = []
+    kept = json.loads(out.read_text())["rows"] if out.is_file() else []
     with torch.inference_mode():
-        rows += skipped_cameras("tiny", tiny, (1, 4, 16), 5)
-        rows += linear_in_rows("tiny", tiny, 4, 3)
-        rows += overhead("tiny", tiny, (1, 4, 16), 3)
-        del tiny
-        base = built("base")
-        rows += skipped_cameras("base", base, (1,), 2)
-        rows += overhead("base", base, (1,), 1)
+        rows = [one for part in parts for one in PARTS[part]()]
+    # A sweep's label holds its milliseconds: rows are the same up to those.
+    new = {one["name"].partition(", ms")[0] for one in rows}
+    rows += [one for one in kept if one["name"].partition(", ms")[0] not in new]
     result = {
         "machine": {"cpu": cpu_name(), "threads": 1, "load": round(os.getloadavg()[0], 2), "clock": "processor time"},
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
         "seed": SEED,
         "date": date.today().isoformat(),
+        "not_run": not_run(rows),
         "rows": rows,
     }
-    partial = out.with_name(out.name + ".partial")
-    partial.write_text(json.dumps(result, indent=2) + "\n")
-    partial.rename(out)
+    partly = out.with_name(out.name + ".partial")
+    partly.write_text(json.dumps(result, indent=2) + "\n")
+    partly.rename(out)
     for one in rows:
         print(f"{one['name']}: {one['ours']} / {one['peer']} = {one['ratio']}  bar {one['bar']}  holds {one['holds']}")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "benchmarks/results/dynamic.json"))
+    words = sys.argv[1:]
+    named = [word for word in words if word in PARTS]
+    files = [word for word in words if word not in PARTS]
+    main(Path(files[0] if files else "benchmarks/results/dynamic.json"), named or list(PARTS))

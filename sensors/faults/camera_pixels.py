@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
 from sensors.camera import CameraImage
-from sensors.faults.noise_fields import unit_noise
+from sensors.faults.noise_fields import LARGEST_WHOLE_SIGMA, unit_noise, whole_noise
 from sensors.faults.protocol import Number
 from sensors.frame import Frame
 from sensors.rig import IMAGE_WIDTH_PX
@@ -49,7 +49,7 @@ def noisy(
     # Three times as fast as the default generator; the draws are as many as pixels.
     draws = np.random.Generator(np.random.SFC64(rng.integers(1 << 63)))
     offset = mean - np.arange(256)
-    alike = np.ptp(offset) < 1e-9 and np.ptp(sigma) < 1e-9
+    alike = np.ptp(offset) < 1e-9 and np.ptp(sigma) < 1e-9 and sigma[0] <= LARGEST_WHOLE_SIGMA
     mean, sigma = mean.astype(np.float32), sigma.astype(np.float32)
     harmed = np.empty_like(pixels)
     # As many pixels as 32 rows of a full picture.
@@ -57,8 +57,9 @@ def noisy(
     for top in range(0, len(pixels), rows):
         strip = pixels[top : top + rows]
         if alike:
-            noise = unit_noise(draws, strip.shape, float(sigma[0]), float(offset[0]))
-            harmed[top : top + rows] = cv2.add(strip, noise, dtype=cv2.CV_8U)
+            grey = whole_noise(draws, strip.shape, float(sigma[0]), float(offset[0]))
+            grey += strip
+            harmed[top : top + rows] = np.clip(grey, 0, 255, out=grey)
         else:
             spread = cv2.multiply(cv2.LUT(strip, sigma), unit_noise(draws, strip.shape))
             harmed[top : top + rows] = cv2.add(cv2.LUT(strip, mean), spread, dtype=cv2.CV_8U)

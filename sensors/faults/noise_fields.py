@@ -8,7 +8,7 @@ from statistics import NormalDist
 
 import cv2
 import numpy as np
-from jaxtyping import Float, Float32, UInt16
+from jaxtyping import Float, Float32, Int16, UInt16
 
 _CORNER_STEPS = 100.0
 
@@ -32,6 +32,48 @@ def unit_noise(
     drawn = words.astype("<u8", copy=False).view(np.uint8)[: 2 * size].reshape(2, shape[0], -1)
     table = _normal_quantiles() * np.float32(sigma) + np.float32(mean / 2)
     return cv2.add(cv2.LUT(drawn[0], table), cv2.LUT(drawn[1], table)).reshape(shape)
+
+
+NOISE_PARTS = 16
+"""Steps of a grey level in which ``whole_noise`` adds before it rounds."""
+
+LARGEST_WHOLE_SIGMA = 300.0
+"""Grey levels; beyond it 16 bits do not hold the noise."""
+
+_OTHER_LANES = ((111, 128), (145, 128))
+
+
+@lru_cache(maxsize=1)
+def _paired_quantiles() -> tuple[Float32[np.ndarray, "256 2"], Float32[np.ndarray, "256 2"]]:
+    """Two quantiles for every value of a random byte, uncorrelated with each other, as are their squares."""
+    quantiles, index = _normal_quantiles(), np.arange(256)
+    first, second = (
+        np.stack([quantiles, quantiles[(factor * index + shift) % 256]], axis=1) for factor, shift in _OTHER_LANES
+    )
+    return first, second
+
+
+def whole_noise(
+    rng: np.random.Generator, shape: tuple[int, ...], sigma: float, mean: float = 0.0
+) -> Int16[np.ndarray, "*shape"]:
+    """Normal noise in whole numbers, to be added to grey levels: rounding the sum would give the same.
+
+    As ``unit_noise``, but one look-up of a byte serves two neighbouring values. They share their two bytes through
+    orders in which they are uncorrelated, which halves the bytes and the look-ups. ``sigma`` is at most
+    LARGEST_WHOLE_SIGMA.
+    """
+    size = int(np.prod(shape))
+    pairs = -(-size // 2)
+    words = rng.bit_generator.random_raw(-(-2 * pairs // 8))
+    drawn = words.astype("<u8", copy=False).view(np.uint8)[: 2 * pairs].reshape(2, 1, pairs)
+    noise = None
+    # The shift below cuts; half a grey level more, less half a step, makes it round without a bias.
+    for byte, table, middle in zip(drawn, _paired_quantiles(), (mean + 0.5 - 0.5 / NOISE_PARTS, 0.0), strict=True):
+        steps = np.rint(NOISE_PARTS * (table * np.float32(sigma) + np.float32(middle))).astype(np.int16)
+        looked_up = cv2.LUT(byte, steps.view(np.int32).reshape(256)).view(np.int16)
+        noise = looked_up if noise is None else np.add(noise, looked_up, out=noise)
+    noise >>= NOISE_PARTS.bit_length() - 1
+    return noise.reshape(-1)[:size].reshape(shape)
 
 
 def uniform_words(rng: np.random.Generator, shape: tuple[int, ...]) -> UInt16[np.ndarray, "*shape"]:

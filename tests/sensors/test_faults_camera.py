@@ -65,7 +65,7 @@ def test_overexposure_multiplies_linear_light_and_clips():
     assert (applied("camera_overexposed", 3.0, grey(150)) == 255).all()
 
 
-@pytest.mark.parametrize("length_px", [0.5, 3.0, 12.0, 40.0])
+@pytest.mark.parametrize("length_px", [0.5, 3.0, 6.1, 8.0, 12.0, 20.0, 40.0])
 @pytest.mark.parametrize("angle_deg", [0.0, 30.0, -45.0])
 def test_motion_blur_spreads_a_dot_over_a_centred_path(length_px, angle_deg):
     # A block keeps the sum of a dot above the rounding of its parts.

@@ -12,7 +12,7 @@ from sensors.faults.camera import CAMERA_FAULTS
 from sensors.faults.camera_blur import zoom_blur
 from sensors.faults.camera_glare import glare, lens_flare
 from sensors.faults.camera_light import black_body_gains
-from sensors.faults.noise_fields import plasma, smooth_field, uniform_words, unit_noise
+from sensors.faults.noise_fields import plasma, smooth_field, uniform_words, unit_noise, whole_noise
 from tests.sensors.camera_pictures import BY_NAME, detail, flat, harmed
 from tests.sensors.toy_frames import toy_image
 
@@ -101,6 +101,24 @@ def test_noise_fields_are_normal_uniform_and_between_0_and_1():
     assert 0 <= clouds.min() < clouds.max() <= 1
     assert plasma((1, 1), 2.0, rng).shape == (1, 1)
     assert smooth_field((50, 100), 5, rng, octaves=3).shape == (50, 100)
+
+
+@pytest.mark.parametrize("sigma", [1.0, 20.0, 250.0])
+def test_whole_noise_is_normal_rounded_and_white(sigma):
+    noise = whole_noise(np.random.Generator(np.random.SFC64(1)), (300, 301, 3), sigma, mean=-0.25).astype(float)
+    # Rounding adds the variance of a uniform error of one grey level.
+    spread = np.hypot(sigma, 12**-0.5)
+    assert noise.mean() == pytest.approx(-0.25, abs=4 * spread / noise.size**0.5)
+    assert noise.std() == pytest.approx(spread, rel=0.01)
+    unit = (noise - noise.mean()) / noise.std()
+    assert (unit**4).mean() == pytest.approx(3, abs=0.1)
+    assert 3.5 < np.abs(unit).max() < 4.5
+    # Neighbours share a byte each: neither their values nor their sizes go together.
+    rows = unit.reshape(300, -1)
+    for lag in (1, 2, 3, 6):
+        for field in (rows, rows**2 - 1):
+            assert abs((field[:, lag:] * field[:, :-lag]).mean()) < 0.02
+    assert abs((rows[1:] * rows[:-1]).mean()) < 0.01
 
 
 # Light and colour.

@@ -1,6 +1,7 @@
 """All faults by name."""
 
 from collections.abc import Sequence
+from difflib import get_close_matches
 
 from sensors.faults.alignment import ALIGNMENT_FAULTS
 from sensors.faults.camera import CAMERA_FAULTS
@@ -23,6 +24,8 @@ CATALOGUE: tuple[Fault, ...] = (
     *WEATHER_FAULTS,
 )
 
+_NUM_SUGGESTED = 4
+
 _BY_NAME = {fault.name: fault for fault in CATALOGUE}
 
 
@@ -33,8 +36,24 @@ def fault_named(name: str, channels: Sequence[str] | None = None) -> Fault:
         ValueError: there is no such fault, or it cannot harm such a channel.
     """
     if name not in _BY_NAME:
-        raise ValueError(f"expected a fault among {', '.join(_BY_NAME)}, got '{name}'; write one of these")
+        raise ValueError(unknown_fault(name))
     return _BY_NAME[name] if channels is None else restricted(_BY_NAME[name], channels)
+
+
+def unknown_fault(name: str, others: Sequence[str] = ()) -> str:
+    """What to tell somebody who wrote a name that is none: the nearest ones, the choices of its family, where all are.
+
+    Args:
+        others: names beyond the catalogue that count too.
+    """
+    if name in families():
+        return f"expected a fault, got the family '{name}'; write one of {', '.join(families()[name])}"
+    near = get_close_matches(name, [*_BY_NAME, *others], n=_NUM_SUGGESTED, cutoff=0.5)
+    meant = f" (did you mean {' or '.join(near)}?)" if near else ""
+    return (
+        f"expected a fault of the families {', '.join(families())}, got '{name}'{meant}; a family's name in its place "
+        "lists its faults, `dynfusion view gallery` shows all"
+    )
 
 
 def families() -> dict[str, tuple[str, ...]]:

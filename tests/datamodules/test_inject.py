@@ -147,7 +147,8 @@ def test_two_rules_of_one_name_decide_apart():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: FaultRule("fogg"), "expected a fault among"),
+        (lambda: FaultRule("fogg"), "expected a fault of the families"),
+        (lambda: FaultRule("multicorrupt_fogg"), "did you mean multicorrupt_fog"),
         (lambda: FaultRule("lidar_drop", 1.2), "expected a probability in \\[0, 1\\] for lidar_drop, got 1.2"),
         (lambda: FaultRule("lidar_drop", Ramp(0, 2)), "expected a probability"),
         (lambda: FaultRule("lidar_beam_drop", severity=Ramp(0, 3)), "expected a level of lidar_beam_drop"),
@@ -262,7 +263,7 @@ def test_published_faults_are_known_by_name_in_rules():
     drawn = FaultInjector([FaultRule("multicorrupt_points_reducing")])
     levels = {names[0].split("@")[1] for _, names in samples(drawn, 40)}
     assert levels == {"1.00", "2.00", "3.00"}
-    with pytest.raises(ValueError, match="expected a fault among"):
+    with pytest.raises(ValueError, match="expected a fault of the families"):
         FaultRule("multicorrupt_rain")
 
 

@@ -207,8 +207,15 @@ PINNED = [174493176, 1837504697]
 
 
 def test_unknown_names_channels_and_levels_are_one_line_errors():
-    with pytest.raises(ValueError, match="expected a fault among .*got 'fogg'"):
+    with pytest.raises(ValueError, match=r"expected a fault of the families .*got 'fogg' \(did you mean fog"):
         fault_named("fogg")
+    with pytest.raises(ValueError, match="did you mean lidar_beam_drop or") as short:
+        fault_named("lidar_beams_drop")
+    assert "\n" not in str(short.value)
+    assert len(str(short.value)) < 400
+    assert all(family in str(short.value) for family in families())
+    with pytest.raises(ValueError, match="got the family 'coding'; write one of camera_jpeg, camera_pixelate"):
+        fault_named("coding")
     with pytest.raises(ValueError, match="expected channels of lidar_fog among LIDAR_TOP"):
         fault_named("lidar_fog", ["CAM_FRONT"])
     with pytest.raises(ValueError, match=r"between 0 and 1 \(share of points\), got 1.2"):

@@ -186,3 +186,28 @@ def test_radar_corruptions_of_roburcdet_and_d2ice():
     assert np.array_equal(disturbed.velocity_raw_mps, sweep.velocity_raw_mps)
     assert len(published_radar.d2ice_point_drop(sweep, 0.25, RNG(0))) == 3000
     assert published_radar.d2ice_rcs_scale(sweep, 0.5).rcs_dbsm == pytest.approx(sweep.rcs_dbsm / 2)
+
+
+@pytest.mark.parametrize("entry", [0.05, 0.10, 0.15, 0.20, 0.25])
+@pytest.mark.parametrize("yaw_rad", [0.0, 1.1])
+def test_shear_adds_shares_of_the_other_axes_to_points_far_from_the_faces(entry, yaw_rad):
+    # Nothing is squeezed here, so the matrix of the definition can be read off: x gains y and z, z gains x and y.
+    box = replace(
+        BOXES.select(np.array([0])),
+        center_m=np.array([[5.0, -7.0, 1.0]], np.float32),
+        size_lwh_m=np.array([[4.0, 4.0, 4.0]], np.float32),
+        yaw_rad=np.array([yaw_rad], np.float32),
+    )
+    c, s = np.cos(yaw_rad), np.sin(yaw_rad)
+    sensor_from_box = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
+    inner = RNG(3).uniform(-0.9, 0.9, (60, 3))
+    points = np.column_stack([inner @ sensor_from_box.T + box.center_m, np.full((60, 2), 7.0)]).astype(POINTS.dtype)
+    for seed in range(5):
+        sheared = published_objects.thu_shear(points, box, entry, RNG(seed))
+        moved = (sheared[:, :3] - box.center_m) @ sensor_from_box
+        gained = np.linalg.lstsq(inner, moved, rcond=None)[0] - np.eye(3)
+        shares = np.abs(gained[[0, 1, 1, 2], [2, 0, 2, 0]])
+        assert (shares > entry - 0.051).all()
+        assert (shares < entry + 0.051).all()
+        gained[[0, 1, 1, 2], [2, 0, 2, 0]] = 0
+        assert gained == pytest.approx(0, abs=1e-4)

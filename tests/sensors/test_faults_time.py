@@ -253,7 +253,7 @@ def test_flicker_blackens_a_share_of_the_frames_of_each_camera():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Burst("fogg"), "expected a fault among"),
+        (lambda: Burst("fogg"), "expected a fault of the families"),
         (lambda: Burst("camera_fog", channels=["RADAR_FRONT"]), "expected channels of camera_fog among"),
         (lambda: Burst("fog", mean_burst_s=0.1), "at least 0.5 s"),
         (lambda: Burst("fog", each="point"), "'sample' or 'channel'"),

@@ -192,8 +192,14 @@ def comparison(runs: Sequence[RunContent]) -> list[dict]:
         found = [table.get(key) for table in tables]
         values = [None if cell is None or cell.metrics is None else cell.metrics.nds for cell in found]
         title = next(cell.title for cell in found if cell is not None)
-        rows.append({"title": title, "budget": key[1], "values": values, "best": max(v or 0.0 for v in values)})
+        rows.append({"title": title, "budget": key[1], "values": values, "best": _best(values)})
     return rows
+
+
+def _best(values: Sequence[float | None]) -> float | None:
+    """None where only one run has the cell: nothing is compared."""
+    known = [value for value in values if value is not None]
+    return max(known) if len(known) > 1 else None
 
 
 def name_of(run: RunContent) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 _PACKAGES = ("sensors", "datamodules", "fusion")
-_WITHOUT_INFLUENCE = ("fusion/report", "fusion/view", "fusion/commands", "fusion/cli.py")
+_WITHOUT_INFLUENCE = ("fusion/report", "fusion/view", "fusion/commands", "fusion/cli.py", "fusion/robustness/table.py")
 """Code that shows results and makes none."""
 
 

@@ -30,9 +30,10 @@ def robustness_table(cells: Sequence[Cell], title: str = "Robustness") -> Table:
     # Narrow enough for 80 columns, also where the output is a file.
     layout = {"box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False}
     table = Table(title=title, title_justify="left", header_style="bold", **layout)
-    table.add_column("scenario", no_wrap=True)
+    # The only column that may wrap: numbers are never cut.
+    table.add_column("scenario", no_wrap=not show_budget)
     if show_budget:
-        table.add_column("budget", justify="right")
+        table.add_column("budget", justify="right", no_wrap=True)
     for name in ("mAP", "NDS", "kept", "GFLOPs", "ms"):
         table.add_column(name, justify="right", no_wrap=True)
     for name in SENSOR_NAMES.values():
@@ -94,7 +95,7 @@ def comparison_table(runs: Mapping[str, Sequence[Cell]]) -> Table:
     for word in ("mRA", "mCE", "mRRA"):
         values = [summary["nds"].get(word) for summary in summaries]
         if any(value is not None for value in values):
-            table.add_row(word, *("-" if value is None else f"{value:.3f}" for value in values))
+            table.add_row(word, *("-" if value is None else f"{round(value, 3) + 0.0:.3f}" for value in values))
     return table
 
 

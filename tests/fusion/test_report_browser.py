@@ -1,6 +1,7 @@
 """The page in a real headless Chromium, driven over its debugging pipe: sorting, filtering, no error, no request."""
 
 import base64
+import fcntl
 import json
 import os
 import shutil
@@ -29,8 +30,10 @@ class Browser:
         command = [CHROMIUM, *options, "--no-first-run", f"--user-data-dir={folder / 'profile'}", "about:blank"]
 
         def pipes() -> None:
-            os.dup2(to_browser, 3)
-            os.dup2(from_browser, 4)
+            # Out of the way first: the pipes themselves may be 3 and 4.
+            ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (to_browser, from_browser)]
+            os.dup2(ends[0], 3)
+            os.dup2(ends[1], 4)
 
         self._process = subprocess.Popen(
             command, preexec_fn=pipes, close_fds=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL

@@ -1,0 +1,91 @@
+"""Recordings: what is logged, by a stand-in for the library; the library itself where it is installed."""
+
+import importlib.util
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from fusion.view.rerun_log import Moment, branches_of, height_colours, log_moment, record, rgb
+from tests.fusion.detections import boxes_at
+from tests.sensors.toy_frames import toy_frame
+
+
+class Archetype:
+    """Keeps what it was made of."""
+
+    def __init__(self, kind: str, values, options: dict):
+        self.kind, self.values, self.options = kind, values, options
+
+
+class StandIn:
+    """A module whose every name makes an Archetype."""
+
+    def __getattr__(self, kind: str):
+        return lambda *values, **options: Archetype(kind, values, options)
+
+
+class Recording:
+    def __init__(self):
+        self.logged: dict[str, Archetype] = {}
+
+    def log(self, entity: str, what: Archetype) -> None:
+        self.logged[entity] = what
+
+
+def logged(moment: Moment) -> dict[str, Archetype]:
+    recording = Recording()
+    log_moment(StandIn(), recording, moment)
+    return recording.logged
+
+
+def test_everything_is_logged_in_its_own_frame():
+    frame = toy_frame("t", num_sweeps=1, num_points=50)
+    frame = replace(frame, boxes=boxes_at([[10.0, 2.0, 1.0]], num_points=np.array([3]), yaw_rad=np.array([np.pi / 2])))
+    route = branches_of([2, 0, 1, 2, 2, 2, 2, 0])
+    found = logged(Moment(frame, boxes_at([[9.0, 2.0, 1.0]]), route, 1.5, "1", ("fog@0.3",)))
+    assert found["world/ego/CAM_FRONT/image"].kind == "EncodedImage"
+    np.testing.assert_allclose(found["world/ego/LIDAR"].values[0], frame.lidar[0].to_ego())
+    arrows = found["world/ego/RADAR_FRONT/doppler"].options
+    np.testing.assert_allclose(arrows["vectors"][:, :2], 0.5 * frame.radars["RADAR_FRONT"][0].to_ego()[1])
+    assert (arrows["vectors"][:, 2] == 0).all()
+    np.testing.assert_allclose(found["world/ego/labels"].options["quaternions"], [[0, 0, 0.5**0.5, 0.5**0.5]])
+    assert found["world/ego/detections"].options["colors"] == [rgb("#4cc3ff")]
+    assert [found[f"routes/{unit}"].values[0] for unit in ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_RIGHT")] == [
+        1,
+        0,
+        0.5,
+    ]
+    assert found["events"].values[0] == "faults: fog@0.3; exit: 1"
+
+
+def test_what_is_lost_is_cleared():
+    frame = replace(toy_frame("t", num_sweeps=1, num_points=5), cameras={}, lidar=(), radars={}, boxes=None)
+    found = logged(Moment(frame))
+    cleared = {entity for entity, what in found.items() if what.kind == "Clear"}
+    assert {"world/ego/CAM_BACK", "world/ego/LIDAR", "world/ego/RADAR_FRONT", "world/ego/detections"} <= cleared
+    assert not any(entity.startswith("routes/") for entity in found)
+
+
+def test_heights_have_colours():
+    colours = height_colours(np.array([-5.0, -1.0, 4.0, 9.0]))
+    assert colours[0].tolist() == colours[1].tolist() == list(rgb("#3d5a80"))
+    assert colours[2].tolist() == colours[3].tolist() == list(rgb("#c9e4ff"))
+
+
+def test_a_missing_library_is_named_in_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "rerun", None)
+    with pytest.raises(ImportError, match=r"pip install 'dynfusion\[view\]'"):
+        record([], "a.rrd")
+    with pytest.raises(ValueError, match="expected save=FILE.rrd"):
+        record([], "a.png")
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("rerun") is None, reason="rerun-sdk is not installed: pip install dynfusion[view]"
+)
+def test_a_real_recording_is_written(tmp_path):
+    frame = replace(toy_frame("t", num_sweeps=1, num_points=50), boxes=boxes_at([[10.0, 2.0, 1.0]]))
+    assert record([Moment(frame, faults=("x",))], str(tmp_path / "a.rrd")) == 1
+    assert (tmp_path / "a.rrd").read_bytes()[:3] == b"RRF"

@@ -167,7 +167,7 @@ def test_the_commands_draw_what_is_asked_for(tiny_town, tmp_path, monkeypatch, c
     assert (tmp_path / "cmt.png").is_file()
     capsys.readouterr()
     for mistake, expected in {
-        "faults=[camera_smog]": "camera_dark",
+        "faults=[camera_smog]": "did you mean camera_fog",
         "suite=none": "missing-sensors",
         "sample=99": "from 0 to",
         "colour=red": "keys out",

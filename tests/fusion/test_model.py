@@ -23,7 +23,7 @@ def sample_of(batch: Batch, row: int) -> Batch:
         if isinstance(value, PointBatch):
             return value.rows(torch.tensor([row]))
         if isinstance(value, CameraBatch):
-            return CameraBatch(*(getattr(value, item.name)[row : row + 1] for item in fields(value)))
+            return CameraBatch(**{item.name: cut(item.name, getattr(value, item.name)) for item in fields(value)})
         return None if name == "boxes" or value is None else value[row : row + 1]
 
     return Batch(**{item.name: cut(item.name, getattr(batch, item.name)) for item in fields(batch)})

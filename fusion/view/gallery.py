@@ -125,9 +125,9 @@ def fault_picture(
 def _panels(kind: str, frames: Sequence[Frame], channels: Sequence[str]) -> list[UInt8[np.ndarray, "h w 3"]]:
     clean, harmed = frames[0], frames[1:]
     if kind == "lidar":
-        same_points = all(_same_points(clean, frame) for frame in harmed)
+        by_intensity = _fades(clean, harmed)
         focus_m = _focus_m(clean)
-        return [lidar_panel(frame, same_points, focus_m) for frame in frames]
+        return [lidar_panel(frame, by_intensity, focus_m) for frame in frames]
     if kind == "radar":
         return [radar_panel(frame) for frame in frames]
     changed = [{channel for channel in channels if _changed(clean, frame, channel)} for frame in harmed]
@@ -154,12 +154,21 @@ def _same_calibration(before: CameraImage, after: CameraImage) -> bool:
     return same_pose and np.array_equal(before.image_from_camera, after.image_from_camera)
 
 
-def _same_points(clean: Frame, harmed: Frame) -> bool:
-    """Whether a fault did at most something to the echoes' strength."""
-    if not harmed.lidar:
+def _fades(clean: Frame, harmed: Sequence[Frame]) -> bool:
+    """Whether a fault acts on the echoes' strength: it moves no point, and changes the intensity of many."""
+    if any(not frame.lidar or frame.lidar[0].ego_from_lidar is not clean.lidar[0].ego_from_lidar for frame in harmed):
         return False
-    before, after = clean.lidar[0], harmed.lidar[0]
-    return np.array_equal(before.xyz_m, after.xyz_m) and before.ego_from_lidar is after.ego_from_lidar
+    before, after = clean.lidar[0], [frame.lidar[0] for frame in harmed]
+    places = _as_records(before.xyz_m)
+    if not all(len(sweep) and np.isin(_as_records(sweep.xyz_m), places).all() for sweep in after):
+        return False
+    kept = before.select(np.flatnonzero(np.isin(places, _as_records(after[-1].xyz_m))))
+    return len(kept) == len(after[-1]) and float(np.mean(kept.intensity != after[-1].intensity)) > 0.25
+
+
+def _as_records(xyz_m: Float[np.ndarray, "n 3"]) -> np.ndarray:
+    """One value per point, which can be looked for."""
+    return np.ascontiguousarray(xyz_m, np.float32).view(np.dtype((np.void, 12)))[:, 0]
 
 
 def _focus_m(frame: Frame) -> Float[np.ndarray, "2"]:

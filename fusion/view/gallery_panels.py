@@ -127,7 +127,8 @@ def _draw_points(panel: Picture, sweep: LidarSweep, by_intensity: bool, window: 
     if not len(sweep):
         return
     xyz_m = sweep.to_ego()
-    value = sweep.intensity / 100 if by_intensity else (xyz_m[:, 2] + 0.5) / 4
+    # The root of the intensity: most of the ground is below a tenth of the scale.
+    value = np.sqrt(sweep.intensity / 100) if by_intensity else (xyz_m[:, 2] + 0.5) / 4
     shade = np.clip(30 + 225 * value, 30, 255).astype(np.uint8)
     colours = cv2.cvtColor(cv2.applyColorMap(shade[:, None], cv2.COLORMAP_TURBO), cv2.COLOR_BGR2RGB)[:, 0]
     x, y = window.pixels(xyz_m[:, :2]).T

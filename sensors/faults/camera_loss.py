@@ -87,9 +87,10 @@ CAMERA_PIXELATE = SensorFault(
     clean=1.0,
 )
 CAMERA_COLOR_QUANTISATION = SensorFault(
-    *("camera_color_quantisation", "coding", "camera", "bits", (5.0, 4.0, 3.0, 2.0, 1.0)),
+    *("camera_color_quantisation", "coding", "camera", "bits", (6.0, 5.0, 4.0, 3.0, 2.0)),
     effect=OnPixels(quantised),
     clean=8.0,
+    worst=1.0,
 )
 CAMERA_ROW_LOSS = SensorFault(
     *("camera_row_loss", "coding", "camera", "share of rows", (0.05, 0.1, 0.2, 0.35, 0.5)),

@@ -11,20 +11,24 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from datamodules.schedules import Moment, Number, Schedule, as_schedule
+from datamodules.schedules import (
+    CHECKED_PROGRESS,
+    Moment,
+    Number,
+    Scheduled,
+    Severity,
+    scheduled_severity,
+    scheduled_share,
+)
 from sensors.faults.catalogue import fault_named
 from sensors.faults.failures import SensorLoss
-from sensors.faults.protocol import Draws, Fault, applied_name, check_level, restricted, scope_of
+from sensors.faults.protocol import Draws, Fault, applied_name, restricted, scope_of
 from sensors.faults.severity import Severities, added_severities, no_severities
 from sensors.faults.suites import Published, known_fault
 from sensors.frame import Frame, History
 from sensors.rig import CHANNELS
 
 Planned = tuple[Fault, float]
-Scheduled = Schedule | Number
-Severity = Scheduled | Sequence[Number] | None
-
-_CHECKED_PROGRESS = np.linspace(0, 1, 101)
 
 
 @runtime_checkable
@@ -65,7 +69,7 @@ class FaultRule:
             raise ValueError(f"expected each to be 'sample' or 'channel' in the rule for {self.name}, got '{each}'")
         self.each = each
         alone = restricted(self.fault, scope_of(self.fault)[:1]) if each == "channel" else self.fault
-        self.severity = _severity(severity, alone)
+        self.severity = scheduled_severity(severity, alone)
 
     def plan(self, draws: Draws, progress: Number) -> list[Planned]:
         probability = self.probability(progress)
@@ -121,7 +125,7 @@ class OneOf:
         self.rules = tuple(rules)
         self.name = f"one_of({','.join(rule.name for rule in self.rules)})"
         self.weights = tuple(scheduled_share(weight, self.name) for weight in weights)
-        for progress in _CHECKED_PROGRESS:
+        for progress in CHECKED_PROGRESS:
             total = sum(weight(progress) for weight in self.weights)
             if total > 1 + 1e-9:
                 raise ValueError(
@@ -243,29 +247,3 @@ class FaultInjector:
                 frame = harmed
                 names.append(applied_name(fault, level))
         return frame, tuple(names), severities
-
-
-def scheduled_share(value: Scheduled, name: str) -> Schedule:
-    schedule = as_schedule(value)
-    for progress in _CHECKED_PROGRESS:
-        now = schedule(float(progress))
-        if not 0 <= now <= 1:
-            raise ValueError(f"expected a probability in [0, 1] for {name}, got {now:g} at progress {progress:.2f}")
-    return schedule
-
-
-def _severity(value: Severity, fault: Fault) -> Schedule | tuple[float, float] | None:
-    if value is None:
-        return None
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        if len(value) != 2:
-            raise ValueError(
-                f"expected (low, high) as the severity of {fault.name}, got {list(value)}; give two numbers"
-            )
-        for level in value:
-            check_level(fault, level)
-        return (float(value[0]), float(value[1]))
-    schedule = as_schedule(value)
-    for progress in _CHECKED_PROGRESS:
-        check_level(fault, schedule(float(progress)))
-    return schedule

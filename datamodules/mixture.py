@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from datamodules.inject import FaultInjector, FaultRule, Planned, Scheduled, SubsetDropout, drawn_level, scheduled_share
-from datamodules.schedules import Number, Ramp, Scaled
+from datamodules.inject import FaultInjector, FaultRule, Planned, SubsetDropout, drawn_level
+from datamodules.schedules import Number, Ramp, Scaled, Scheduled, scheduled_share
 from sensors.faults.catalogue import families as catalogue_families
 from sensors.faults.catalogue import fault_named
 from sensors.faults.protocol import Draws

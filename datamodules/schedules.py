@@ -5,7 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+from sensors.faults.protocol import Fault, check_level
+
 Number = float | int
+
+CHECKED_PROGRESS = tuple(step / 100 for step in range(101))
+"""Where schedules are looked at before a training begins."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,10 @@ class Schedule(Protocol):
 
     def __call__(self, progress: Number) -> float:
         """The value at ``progress`` in [0, 1]."""
+
+
+Scheduled = Schedule | Number
+Severity = Scheduled | Sequence[Number] | None
 
 
 @dataclass(frozen=True)
@@ -159,6 +168,42 @@ def as_schedule(value: object) -> Schedule:
             f"expected a number or a schedule, got {value!r}; use Constant, Ramp, Cosine, Steps, Scaled or Sequential"
         )
     return value
+
+
+def scheduled_share(value: Scheduled, name: str) -> Schedule:
+    """A probability as a schedule; ``name`` is whose.
+
+    Raises:
+        ValueError: it leaves [0, 1] somewhere.
+    """
+    schedule = as_schedule(value)
+    for progress in CHECKED_PROGRESS:
+        now = schedule(float(progress))
+        if not 0 <= now <= 1:
+            raise ValueError(f"expected a probability in [0, 1] for {name}, got {now:g} at progress {progress:.2f}")
+    return schedule
+
+
+def scheduled_severity(value: Severity, fault: Fault) -> Schedule | tuple[float, float] | None:
+    """A severity as a schedule or as (low, high) to draw from; None where the ladder decides.
+
+    Raises:
+        ValueError: the fault has no such level.
+    """
+    if value is None:
+        return None
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        if len(value) != 2:
+            raise ValueError(
+                f"expected (low, high) as the severity of {fault.name}, got {list(value)}; give two numbers"
+            )
+        for level in value:
+            check_level(fault, level)
+        return (float(value[0]), float(value[1]))
+    schedule = as_schedule(value)
+    for progress in CHECKED_PROGRESS:
+        check_level(fault, schedule(float(progress)))
+    return schedule
 
 
 def _share(progress: Number, begin: Number, end: Number) -> float:

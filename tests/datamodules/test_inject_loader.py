@@ -63,6 +63,27 @@ def test_workers_and_order_do_not_matter(frames):
         assert sample.lidar.astype(np.float64).sum() == pytest.approx(points[0])
 
 
+def test_a_sample_meets_the_same_faults_on_every_rank_and_in_every_order(frames, monkeypatch):
+    def sample_wise():
+        rules = [FaultRule("lidar_range_noise", 0.8), FaultRule("radar_drop", 0.4, 1, each="channel")]
+        return PreparedSamples(frames, Preparation(None), FaultInjector([*rules, FaultMixture(0.8)], seed=4))
+
+    def by_token(rank, num_ranks, seed, num_workers=0):
+        monkeypatch.setattr(datamodules.samplers, "rank_and_world_size", lambda: (rank, num_ranks))
+        order = TrainingBatches(len(frames), 1, seed, 3)
+        loader = TrainingLoader(sample_wise(), order, num_workers, lambda: (1, 0))
+        return {batch.tokens[i]: row(batch, i) for batch in loader for i in range(len(batch))}
+
+    alone = by_token(0, 1, seed=0)
+    assert len(alone) == len(frames)
+    assert sum(bool(faults) for _, faults, _, _ in alone.values()) > 3
+    first, second = by_token(0, 2, seed=0), by_token(1, 2, seed=0, num_workers=2)
+    assert set(first) - set(second)
+    assert first | second == {token: alone[token] for token in first | second}
+    assert by_token(0, 1, seed=9) == alone
+    assert list(by_token(0, 1, seed=9)) != list(alone)
+
+
 def test_batches_of_two_ranks_share_their_batch_wise_faults(frames, monkeypatch):
     drawn = {}
     for rank in (0, 1):

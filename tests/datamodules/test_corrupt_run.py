@@ -146,7 +146,7 @@ MISTAKES = {
     "unknown suite": ("root={root} out=copy scenario=slow/fog", "missing-sensors"),
     "unknown scenario": ("root={root} out=copy scenario=quick/smog", "cameras-black"),
     "scenario without suite": ("root={root} out=copy scenario=fog", "SUITE/NAME"),
-    "unknown fault": ("root={root} out=copy fault=smog level=1", "camera_dark"),
+    "unknown fault": ("root={root} out=copy fault=smog level=1", "did you mean fog or snow"),
     "no level": ("root={root} out=copy fault=lidar_point_drop", "share"),
     "level out of range": ("root={root} out=copy fault=lidar_point_drop level=7", "between 0 and"),
     "channel that the rig lacks": ("root={root} out=copy fault=camera_dark level=3 channels=[CAM_UP]", "CAM_FRONT"),

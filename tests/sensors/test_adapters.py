@@ -257,7 +257,7 @@ def test_pil_pictures_stay_pil_pictures(frame):
         ({"scenario": "missing-sensors/camera+lidar"}, "needs radar"),
         ({"steps": [("lidar_freeze", 2.0)]}, "its past"),
         ({"steps": [("camera_late", 2.0)]}, "its past"),
-        ({"steps": [("camera_smog", 2.0)]}, "camera_dark"),
+        ({"steps": [("camera_smog", 2.0)]}, "did you mean camera_fog"),
         ({"steps": [("camera_dark", 99.0)]}, "between"),
         ({"scenario": "quick/smog"}, "cameras-black"),
         ({}, "either scenario"),

@@ -10,15 +10,12 @@ on random numbers at evaluation. Nothing is extrapolated.
 Rows without a bar show small maps and pictures, where it may not pay.
 """
 
-import json
 import math
 import os
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 
 for library in ("OMP", "OPENBLAS", "MKL"):
@@ -27,7 +24,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
 import timm  # noqa: E402
 import torch  # noqa: E402
-from machine import cpu_name  # noqa: E402
+from machine import write_results  # noqa: E402
 
 from fusion.commands.compose import compose, instantiate  # noqa: E402
 from fusion.encoders.vit import VitViewEncoder  # noqa: E402
@@ -172,17 +169,9 @@ def main(out: Path) -> None:
         *vit_rows("vit_small_patch16_224", (256, 704), 1, True, 3),
         *vit_rows("vit_tiny_patch16_224", (64, 176), 1, False, 9),
     ]
-    result = {
-        "machine": {"cpu": cpu_name(), "threads": torch.get_num_threads(), "load": round(os.getloadavg()[0], 2)},
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "timm": timm.__version__},
-        "seed": SEED,
-        "date": date.today().isoformat(),
-        "unit": "ms of processor time",
-        "rows": rows,
-    }
-    partial = out.with_name(out.name + ".partial")
-    partial.write_text(json.dumps(result, indent=2) + "\n")
-    partial.rename(out)
+    versions = {"torch": torch.__version__, "timm": timm.__version__}
+    machine = {"threads": torch.get_num_threads()}
+    write_results(out, machine, versions, seed=SEED, unit="ms of processor time", rows=rows)
     for one in rows:
         verdict = "" if one["holds"] is None else ("holds" if one["holds"] else "FAILS")
         figures = f"{one['ours']:9.1f} {one['peer']:9.1f}  {one['ratio']:6.3f}  {one['bar'] or '':4}"

@@ -6,12 +6,9 @@ study of five budgets measures per sample. The first row compares the maps: grea
 share of the largest value. The last row is the whole study: seconds per sample, over three samples.
 """
 
-import json
 import os
-import platform
 import sys
 import time
-from datetime import date
 from pathlib import Path
 
 for library in ("OMP", "OPENBLAS", "MKL"):
@@ -21,7 +18,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from dynamic import STRIDE, built, in_turns, row  # noqa: E402
-from machine import cpu_name  # noqa: E402
+from machine import write_results  # noqa: E402
 
 from fusion.efficiency.budget_routes import candidate_routes  # noqa: E402
 from fusion.efficiency.budget_run import StudySettings, study_budgets  # noqa: E402
@@ -59,16 +56,13 @@ def main(out: Path) -> None:
     seconds = (time.process_time() - started) / NUM_STUDIED
     label = "study of 5 budgets x 5 policies, s per sample / 3.6 s (200 samples in six minutes on two cores)"
     rows.append(row(label, seconds, 3.6, 1.0))
-    result = {
-        "machine": {"cpu": cpu_name(), "threads": 1, "load": round(os.getloadavg()[0], 2), "clock": "processor time"},
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
-        "seed": SEED,
-        "date": date.today().isoformat(),
-        "rows": rows,
-    }
-    partial = out.with_name(out.name + ".partial")
-    partial.write_text(json.dumps(result, indent=2) + "\n")
-    partial.rename(out)
+    write_results(
+        out,
+        {"threads": 1, "clock": "processor time"},
+        {"torch": torch.__version__, "numpy": np.__version__},
+        seed=SEED,
+        rows=rows,
+    )
     for one in rows:
         print(f"{one['name']}: {one['ours']} / {one['peer']} = {one['ratio']}  bar {one['bar']}  holds {one['holds']}")
 

@@ -7,16 +7,13 @@ Needs, for each seed S, the runs ``bench-lidar-S``, ``bench-camera-S``, ``bench-
 Scores every model on the validation split and writes benchmarks/results/difficulty.json and docs/town-difficulty.md.
 """
 
-import json
 import math
-import platform
 import sys
-from datetime import date
 from pathlib import Path
 
 import numpy as np
 import torch
-from machine import cpu_name
+from machine import write_results
 
 from fusion.commands.runs import open_run
 from fusion.routing.plan import FULL, SKIP
@@ -185,18 +182,9 @@ def main() -> None:
     page = markdown(tables, rows, command, seeds)
     print(page)
     out = Path(given.get("out", "benchmarks/results/difficulty.json"))
-    results = {
-        "machine": {"cpu": cpu_name(), "threads": torch.get_num_threads()},
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
-        "seed": seeds,
-        "date": date.today().isoformat(),
-        "rows": rows,
-        "by_seed": tables,
-        "shuffled_by_seed": shuffled,
-    }
-    partial = out.with_name(out.name + ".partial")
-    partial.write_text(json.dumps(results, indent=1) + "\n")
-    partial.rename(out)
+    versions = {"torch": torch.__version__, "numpy": np.__version__}
+    by_seed = {"by_seed": tables, "shuffled_by_seed": shuffled}
+    write_results(out, {"threads": torch.get_num_threads()}, versions, seed=seeds, rows=rows, **by_seed)
     Path(given.get("page", "docs/town-difficulty.md")).write_text(page)
 
 

@@ -14,7 +14,6 @@ that do not run stay in the file. Nothing is extrapolated; every row carries its
 
 import json
 import os
-import platform
 import statistics
 import sys
 import time
@@ -30,7 +29,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 import cv2  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from machine import cpu_name  # noqa: E402
+from machine import write_results  # noqa: E402
 
 from fusion.commands.compose import compose, instantiate  # noqa: E402
 from fusion.model import FusionModel  # noqa: E402
@@ -194,17 +193,9 @@ def main(out: Path, parts: list[str]) -> None:
     # A sweep's label holds its milliseconds: rows are the same up to those.
     new = {one["name"].partition(", ms")[0] for one in rows}
     rows += [one for one in kept if one["name"].partition(", ms")[0] not in new]
-    result = {
-        "machine": {"cpu": cpu_name(), "threads": 1, "load": round(os.getloadavg()[0], 2), "clock": "processor time"},
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
-        "seed": SEED,
-        "date": date.today().isoformat(),
-        "not_run": not_run(rows),
-        "rows": rows,
-    }
-    partly = out.with_name(out.name + ".partial")
-    partly.write_text(json.dumps(result, indent=2) + "\n")
-    partly.rename(out)
+    versions = {"torch": torch.__version__, "numpy": np.__version__}
+    machine = {"threads": 1, "clock": "processor time"}
+    write_results(out, machine, versions, seed=SEED, not_run=not_run(rows), rows=rows)
     for one in rows:
         print(f"{one['name']}: {one['ours']} / {one['peer']} = {one['ratio']}  bar {one['bar']}  holds {one['holds']}")
 

@@ -6,15 +6,12 @@ imageio tifffile numba llvmlite 'setuptools<81'``. LiDAR: ``benchmarks/faults_li
 of one core (so that a busy machine does not count), both sides in turns in one process.
 """
 
-import json
 import os
-import platform
 import statistics
 import sys
 import time
 import warnings
 from collections.abc import Callable
-from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
@@ -26,7 +23,7 @@ warnings.filterwarnings("ignore")
 import cv2  # noqa: E402
 import numpy as np  # noqa: E402
 from faults_lidar import lidar_rows  # noqa: E402
-from machine import cpu_name  # noqa: E402
+from machine import write_results  # noqa: E402
 
 from sensors.faults import published_blur, published_imagecorruptions  # noqa: E402
 from sensors.faults.camera import CAMERA_FAULTS  # noqa: E402
@@ -121,23 +118,15 @@ def main(out: Path) -> None:
     cv2.setNumThreads(1)
     camera, failed = camera_rows()
     lidar = lidar_rows()
-    result = {
-        "machine": {"cpu": cpu_name(), "threads": 1, "load": round(os.getloadavg()[0], 2)},
-        "versions": {
-            **{"python": platform.python_version(), "numpy": np.__version__, "opencv": cv2.__version__},
-            **{"imagecorruptions": version("imagecorruptions"), "scikit-image": version("scikit-image")},
-        },
-        "date": date.today().isoformat(),
-        "seed": SEED,
-        "rows": camera + lidar,
-        "peer_types_that_fail": failed,
-        "catalogue_ms": catalogue_ms(),
+    rows = camera + lidar
+    versions = {
+        **{"numpy": np.__version__, "opencv": cv2.__version__},
+        **{"imagecorruptions": version("imagecorruptions"), "scikit-image": version("scikit-image")},
     }
-    unfinished = out.with_suffix(".part")
-    unfinished.write_text(json.dumps(result, indent=2) + "\n")
-    unfinished.replace(out)
+    more = {"peer_types_that_fail": failed, "catalogue_ms": catalogue_ms()}
+    write_results(out, {"threads": 1}, versions, seed=SEED, rows=rows, **more)
     print(f"{'':52} {'ours':>8} {'peer':>9} {'ratio':>7}  holds  bar")
-    for each in result["rows"]:
+    for each in rows:
         mine, theirs, ratio, holds, bar = (shown(each[key]) for key in ("ours", "peer", "ratio", "holds", "bar"))
         print(f"{each['name']:52} {mine:>8} {theirs:>9} {ratio:>7}  {holds:5}  {bar}")
     for name, error in failed.items():

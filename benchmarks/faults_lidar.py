@@ -4,14 +4,11 @@ Milliseconds of processor time of one core (so that a busy machine does not coun
 on one cloud of 34,688 points: as many as a nuScenes sweep has, on a flat ground with walls.
 """
 
-import json
 import os
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -19,7 +16,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
 import numpy as np  # noqa: E402
 from lidar_loops import fog_loop, rain_loop, snow_loop  # noqa: E402
-from machine import cpu_name  # noqa: E402
+from machine import write_results  # noqa: E402
 
 from sensors.faults import lidar_fog as fog  # noqa: E402
 from sensors.faults import lidar_rain as rain  # noqa: E402
@@ -79,17 +76,9 @@ def lidar_rows(repeats: int = 3) -> list[dict]:
 
 
 def main(out: Path) -> None:
-    result = {
-        "machine": {"cpu": cpu_name(), "threads": 1, "load": round(os.getloadavg()[0], 2)},
-        "versions": {"python": platform.python_version(), "numpy": np.__version__},
-        "seed": SEED,
-        "date": date.today().isoformat(),
-        "rows": lidar_rows(),
-    }
-    part = out.with_suffix(".part")
-    part.write_text(json.dumps(result, indent=2) + "\n")
-    part.replace(out)
-    for row in result["rows"]:
+    rows = lidar_rows()
+    write_results(out, {"threads": 1}, {"numpy": np.__version__}, seed=SEED, rows=rows)
+    for row in rows:
         print(f"{row['name']:52}", "  ".join(f"{key} {row[key]}" for key in ("ours", "peer", "ratio", "bar", "holds")))
 
 

@@ -7,15 +7,12 @@ end`` hold progress at 1, where faults are likeliest and strongest. ``configs/fa
 training mixture.
 """
 
-import json
 import os
-import platform
 import statistics
 import sys
 import tempfile
 import time
 from dataclasses import replace
-from datetime import date
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -24,7 +21,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from hydra.utils import instantiate  # noqa: E402
-from machine import cpu_name  # noqa: E402
+from machine import write_results  # noqa: E402
 from omegaconf import OmegaConf  # noqa: E402
 
 from datamodules.augment import BevAugmentation, ImageAugmentation  # noqa: E402
@@ -121,17 +118,10 @@ def _row(name: str, faulty_ms: float, clean_ms: float) -> dict:
 
 
 def main(out: Path) -> None:
-    result = {
-        "machine": {"cpu": cpu_name(), "threads": 1, "load": round(os.getloadavg()[0], 2)},
-        "versions": {"python": platform.python_version(), "numpy": np.__version__, "torch": torch.__version__},
-        "seed": SEED,
-        "date": date.today().isoformat(),
-        "rows": loader_rows(),
-    }
-    part = out.with_suffix(".part")
-    part.write_text(json.dumps(result, indent=2) + "\n")
-    part.replace(out)
-    for row in result["rows"]:
+    rows = loader_rows()
+    versions = {"numpy": np.__version__, "torch": torch.__version__}
+    write_results(out, {"threads": 1}, versions, seed=SEED, rows=rows)
+    for row in rows:
         print(f"{row['name']:66}", "  ".join(f"{key} {row[key]}" for key in ("ours", "peer", "ratio", "bar", "holds")))
 
 

@@ -4,18 +4,14 @@ Two samples with 40 boxes each. Decoding is timed on an untrained head, its wors
 ``DecodeOptions`` lets in.
 """
 
-import json
-import os
-import platform
 import statistics
 import sys
 import time
-from datetime import date
 from pathlib import Path
 
 import numpy as np
 import torch
-from machine import cpu_name
+from machine import write_results
 
 from datamodules.batch import BoxBatch
 from fusion.heads.center import CENTERPOINT_GROUPS, ONE_GROUP, CenterHead
@@ -85,15 +81,11 @@ def measured(num_cells: int, channels: int, class_groups) -> dict[str, float]:
 
 def main(out: Path) -> None:
     torch.set_num_threads(1)
-    result = {
-        "machine": {"cpu": cpu_name(), "threads": torch.get_num_threads(), "load": round(os.getloadavg()[0], 2)},
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
-        "date": date.today().isoformat(),
-        "batch_size": NUM_SAMPLES,
-        "results": {name: measured(*variant) for name, variant in VARIANTS.items()},
-    }
-    out.write_text(json.dumps(result, indent=2) + "\n")
-    for name, row in result["results"].items():
+    results = {name: measured(*variant) for name, variant in VARIANTS.items()}
+    versions = {"torch": torch.__version__, "numpy": np.__version__}
+    machine = {"threads": torch.get_num_threads()}
+    write_results(out, machine, versions, batch_size=NUM_SAMPLES, results=results)
+    for name, row in results.items():
         print(f"{name:45}", "  ".join(f"{key} {value}" for key, value in row.items()))
 
 

@@ -1,6 +1,10 @@
-"""What every results file says about where it comes from."""
+"""Results files: what every one says about where it comes from, and how it gets onto the disk."""
 
+import json
+import os
 import platform
+from collections.abc import Mapping
+from datetime import date
 from pathlib import Path
 
 
@@ -10,3 +14,21 @@ def cpu_name() -> str:
     lines = info.read_text().splitlines() if info.is_file() else []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, "") or platform.processor() or platform.machine()
+
+
+def write_results(out: Path, machine: Mapping, versions: Mapping[str, object], **content) -> None:
+    """Write a results file, whole or not at all.
+
+    Args:
+        machine: what the figures depend on beside the processor and its load now: threads or cores, the clock.
+        versions: of the libraries that were measured; Python's is added.
+        content: ``seed``, ``rows`` and whatever else the benchmark has to say.
+    """
+    origin = {
+        "machine": {"cpu": cpu_name(), "load": round(os.getloadavg()[0], 2), **machine},
+        "versions": {"python": platform.python_version(), **versions},
+        "date": date.today().isoformat(),
+    }
+    partial = out.with_name(out.name + ".partial")
+    partial.write_text(json.dumps({**origin, **content}, indent=2) + "\n")
+    partial.replace(out)

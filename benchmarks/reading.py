@@ -6,18 +6,15 @@ machine counts little. The numpy sides are what a careful user of the devkit wou
 per sweep.
 """
 
-import json
 import os
-import platform
 import statistics
 import sys
 import tempfile
 import time
-from datetime import date
 from pathlib import Path
 
 import numpy as np
-from machine import cpu_name
+from machine import write_results
 
 from datamodules.nuscenes import NuScenesFrames
 from datamodules.prepare import Preparation, PreparedSamples, lidar_points
@@ -170,15 +167,8 @@ def main(out: Path) -> None:
         rows += radar_rows(town_radar, f"town, {len(read_radar_rows(town_radar))} points")
         rows += lidar_rows(root, nusc)
         rows.append(sample_row(root))
-    result = {
-        "machine": {"cpu": cpu_name(), "threads": 1, "load": round(os.getloadavg()[0], 2)},
-        "versions": {name: version(name) for name in ("numpy", "nuscenes-devkit")}
-        | {"python": platform.python_version()},
-        "seed": config.seed,
-        "date": date.today().isoformat(),
-        "rows": rows,
-    }
-    out.write_text(json.dumps(result, indent=2) + "\n")
+    versions = {name: version(name) for name in ("numpy", "nuscenes-devkit")}
+    write_results(out, {"threads": 1}, versions, seed=config.seed, rows=rows)
     for row in rows:
         print(
             f"{row['name']:90} {row['ours']:>10.3g} {row['peer']!s:>8} x{row['ratio']!s:>6} "

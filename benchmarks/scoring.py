@@ -16,7 +16,6 @@ import sys
 import tempfile
 import time
 from dataclasses import replace
-from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
@@ -25,7 +24,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from machine import cpu_name  # noqa: E402
+from machine import write_results  # noqa: E402
 
 from fusion.scoring.scorer import Scored, score_table  # noqa: E402
 from fusion.scoring.settings import CLASS_RANGE_M  # noqa: E402
@@ -213,15 +212,9 @@ def main(arguments: list[str]) -> None:
         rows += ours_alone(detections, split, folder)
         if options.get("full") == "true":
             rows += against_devkit(detections, split, folder)
-    result = {
-        "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "load": round(os.getloadavg()[0], 2)},
-        "versions": {name: version(name) for name in ("nuscenes-devkit", "numpy")} | {"python": sys.version.split()[0]},
-        "seed": SEED,
-        "date": date.today().isoformat(),
-        "rows": rows,
-    }
     out = Path(options.get("out", ROOT / "benchmarks" / "results" / "scoring.json"))
-    out.write_text(json.dumps(result, indent=2) + "\n")
+    versions = {name: version(name) for name in ("nuscenes-devkit", "numpy")}
+    write_results(out, {"cores": os.cpu_count()}, versions, seed=SEED, rows=rows)
     print(f"{'row':84} {'ours':>9} {'devkit':>9} {'ratio':>7} {'bar':>5}")
     for entry in rows:
         peer, ratio = ("" if entry[name] is None else f"{entry[name]:,}" for name in ("peer", "ratio"))

@@ -10,14 +10,11 @@ route; files are in the page cache on both sides.
 - Skipped views have the bar (share of views that run) + 0.15; without the LiDAR, reading to encoding may take half.
 """
 
-import json
 import os
-import platform
 import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
-from datetime import date
 from pathlib import Path
 
 for library in ("OMP", "OPENBLAS", "MKL"):
@@ -28,7 +25,7 @@ import cv2  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from dynamic import built, row  # noqa: E402
-from machine import cpu_name  # noqa: E402
+from machine import write_results  # noqa: E402
 
 from datamodules.nuscenes import NuScenesFrames  # noqa: E402
 from datamodules.prepare import Preparation  # noqa: E402
@@ -119,17 +116,8 @@ def main(out: Path, town: Path | None = None) -> None:
         name: {part: round(median_ms(frames, part), 2) for part in frames[0].ms}
         for name, frames in {**by_route, **{f"glance {k}": v for k, v in by_kind.items()}}.items()
     }
-    result = {
-        "machine": {"cpu": cpu_name(), "threads": 1, "load": round(os.getloadavg()[0], 2), "clock": "wall time"},
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
-        "seed": SEED,
-        "date": date.today().isoformat(),
-        "parts_ms": parts,
-        "rows": rows,
-    }
-    partial = out.with_name(out.name + ".partial")
-    partial.write_text(json.dumps(result, indent=2) + "\n")
-    partial.rename(out)
+    versions = {"torch": torch.__version__, "numpy": np.__version__}
+    write_results(out, {"threads": 1, "clock": "wall time"}, versions, seed=SEED, parts_ms=parts, rows=rows)
     for one in rows:
         print(f"{one['name']}: {one['ours']} / {one['peer']} = {one['ratio']}  bar {one['bar']}  holds {one['holds']}")
     for name, values in parts.items():

@@ -6,11 +6,9 @@ earlier cells. Times are CPU seconds, which other work on the machine disturbs l
 are believed. Neither side is charged for starting Python or opening the run, which separate commands would pay again.
 """
 
-import json
 import os
 import sys
 import time
-from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
-from machine import cpu_name  # noqa: E402
+from machine import write_results  # noqa: E402
 
 from fusion.commands.runs import open_run  # noqa: E402
 from fusion.robustness.axes import planned_cells  # noqa: E402
@@ -72,15 +70,9 @@ def main(arguments: list[str]) -> None:
     options |= dict(argument.split("=", 1) for argument in arguments)
     torch.set_num_threads(1)
     row = compare(options["run"], options["suite"], [float(word) for word in options["budgets"].split(",")])
-    result = {
-        "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "load": round(os.getloadavg()[0], 2)},
-        "versions": {name: version(name) for name in ("torch", "numpy")} | {"python": sys.version.split()[0]},
-        "seed": 0,
-        "date": date.today().isoformat(),
-        "rows": [row],
-    }
     out = Path(options.get("out", ROOT / "benchmarks" / "results" / "suite.json"))
-    out.write_text(json.dumps(result, indent=2) + "\n")
+    versions = {name: version(name) for name in ("torch", "numpy")}
+    write_results(out, {"cores": os.cpu_count()}, versions, seed=0, rows=[row])
     print(f"{row['name']}: suite {row['ours']} s, separate {row['peer']} s, {row['ratio']}x (bar {BAR}x)")
     print(
         f"greatest difference of a score {row['greatest_difference']:.1e}; {row['rows_taken']} rows taken from memory"

@@ -8,18 +8,15 @@ loading Open3D happens once per run, not once per sample. Takes about a minute o
 there shows.
 """
 
-import json
 import multiprocessing
 import os
-import platform
 import resource
 import sys
 import tempfile
 import time
-from datetime import date
 from pathlib import Path
 
-from machine import cpu_name
+from machine import write_results
 
 from datamodules.town.presets import TownConfig
 from datamodules.town.writer import WORLD_VERSION, write_town
@@ -126,15 +123,10 @@ def main(out: Path) -> None:
     load = round(os.getloadavg()[0], 2)
     with tempfile.TemporaryDirectory() as folder:
         rows = rows_of(Path(folder))
-    result = {
-        "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "load": load},
-        "versions": {name: version(name) for name in ("numpy", "open3d", "opencv-python-headless")}
-        | {"python": platform.python_version(), "world": WORLD_VERSION},
-        "seed": CONFIG.seed,
-        "date": date.today().isoformat(),
-        "rows": rows,
+    versions = {name: version(name) for name in ("numpy", "open3d", "opencv-python-headless")} | {
+        "world": WORLD_VERSION
     }
-    out.write_text(json.dumps(result, indent=2) + "\n")
+    write_results(out, {"cores": os.cpu_count(), "load": load}, versions, seed=CONFIG.seed, rows=rows)
     for one in rows:
         print(
             f"{one['name']:60} {one['ours']:>12,.10g} {one['peer']!s:>8} x{one['ratio']!s:>6} "

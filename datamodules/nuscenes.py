@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Int64, UInt8
 
 from datamodules.absence import MISSING_POLICIES, check_keyframes, lost_files, sweeps_read
 from datamodules.chains import MeasurementChains, Reference
@@ -166,18 +166,30 @@ class NuScenesFrames:
         return self._lidar_sweeps(chain, reference)
 
     def _image(self, measurement: int, reference: Reference) -> CameraImage:
-        columns = self.index.measurements
+        pixels = _found(read_pixels, self._path(measurement))
+        self.require_size(measurement, pixels)
+        return self.calibrated(measurement, reference, pixels)
+
+    def require_size(self, measurement: int, pixels: UInt8[np.ndarray, "h w 3"]) -> None:
+        """That a picture has the size that the tables, and with them its calibration, tell of.
+
+        Raises:
+            ValueError: it has another.
+        """
         path = self._path(measurement)
-        pixels = _found(read_pixels, path)
-        width_px, height_px = (int(side) for side in columns.size_px[measurement])
+        width_px, height_px = (int(side) for side in self.index.measurements.size_px[measurement])
         if pixels.shape[:2] != (height_px, width_px):
             raise ValueError(
                 f"expected {width_px}x{height_px} pixels in {path} as in sample_data.json, got "
                 f"{pixels.shape[1]}x{pixels.shape[0]}; its calibration would be wrong: use the original picture"
             )
+
+    def calibrated(self, measurement: int, reference: Reference, pixels: UInt8[np.ndarray, "h w 3"]) -> CameraImage:
+        """A picture with the calibration and pose of a measurement, whose pixels may have been made smaller."""
+        calibration = self.index.measurements.calibration[measurement]
         return CameraImage(
             pixels=pixels,
-            image_from_camera=np.array(self.index.calibrations.intrinsics[columns.calibration[measurement]]),
+            image_from_camera=np.array(self.index.calibrations.intrinsics[calibration]),
             ego_from_camera=self.chains.ego_from_sensor(measurement, reference),
             lag_s=self.chains.lag_s(measurement, reference),
         )

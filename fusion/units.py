@@ -5,23 +5,20 @@ The encoders inside know nothing of routing; the router knows nothing of encoder
 
 from collections.abc import Sequence
 
-import torch
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor, nn
 from torch.nn import functional
 
-from datamodules.batch import LIDAR_FIELDS, RADAR_FIELDS, CameraBatch, PointBatch
+from datamodules.batch import CameraBatch, PointBatch
 from fusion.encoders.contract import ImageEncoder, PointEncoder
 from fusion.encoders.guide import guide_scores
 from fusion.encoders.lift import Lift, ViewRows
 from fusion.encoders.measured_depth import FLOPS_PER_POINT, measured_depth
 from fusion.encoders.point_drop import drop_regions
 from fusion.ops.flops import GIGA
+from fusion.ops.sweeps import newest
 from fusion.routing.plan import BRANCHES, FULL, LITE
 from sensors.grid import BevGrid
-
-LAG_COLUMN = {len(LIDAR_FIELDS): LIDAR_FIELDS.index("lag_s"), len(RADAR_FIELDS): RADAR_FIELDS.index("lag_s")}
-"""Where a point's age stands, by number of columns."""
 
 
 class ViewBranches(nn.Module):
@@ -193,11 +190,3 @@ class PointBranches(nn.Module):
         """The points that the branch takes."""
         taken = points if branch == FULL else newest(points, self.newest_s)
         return taken if self.regions is None else drop_regions(taken, self.regions, self.keep_regions, self.near_first)
-
-
-def newest(points: PointBatch, window_s: float) -> PointBatch:
-    """Each sample's points that are at most ``window_s`` older than its newest one."""
-    lag_s = points.points[:, LAG_COLUMN[points.points.shape[1]]]
-    newest_lag_s = torch.full((len(points.present),), torch.inf, device=lag_s.device)
-    newest_lag_s = newest_lag_s.scatter_reduce(0, points.sample, lag_s, "amin")
-    return points.where(lag_s <= newest_lag_s[points.sample] + window_s)

@@ -74,15 +74,11 @@ def study_run(options: Options, overrides: list[str], console):
     from fusion.scoring.scorer import Scorer
 
     opened = open_run(Path(options.run), overrides, options.allow, calibrated=False)
-    if opened.plan_source is not None:
-        raise ValueError(f"expected a run whose router was trained, got {options.run}, which ends with another route")
+    opened.require_router()
     model, config = opened.model, opened.config
     split = options.split or config.data.val_split
     device = device_named(options.device)
-    corruptor = opened.data.injector if options.faults else None
-    if options.faults and corruptor is None:
-        raise ValueError("expected a run that was trained with faults for faults=true, got one without; leave it out")
-    loader = opened.data.evaluation_loader(split, corruptor, batch_size=1)
+    loader = opened.data.evaluation_loader(split, opened.corruptor(options.faults), batch_size=1)
     scorer = Scorer(config.data.root, config.data.version, split)
     budgets = options.budgets or five_budgets(model.min_budget)
     settings = StudySettings(budgets, options.policy, options.draws, options.timed, options.seed_of_controls)
@@ -105,7 +101,7 @@ def study_run(options: Options, overrides: list[str], console):
             score,
             run=opened.directory.path.name,
             checkpoint=model_word(model),
-            data=f"{config.data.version}/{split}{' with the faults of training' if options.faults else ''}",
+            data=opened.data_name(split, options.faults),
             full_gflops=float(model.prices().full_gflops),
             device=device_name(device),
             clock="processor time of one thread" if device.type == "cpu" else "wall time",

@@ -49,16 +49,13 @@ def calibrated(options: Options, overrides: list[str], console):
     from fusion.routing.scores import scores_of_split
 
     opened = open_run(Path(options.run), overrides, options.allow, calibrated=False)
-    if opened.plan_source is not None:
-        raise ValueError(f"expected a run whose router was trained, got {options.run}, which ends with another route")
+    opened.require_router()
     model = opened.model
     if isinstance(model.router, ConfigurationRouter):
         raise ValueError("expected a router that scores units, got one of configurations; it needs no threshold")
     split = options.split or opened.config.data.val_split
-    if options.faults and opened.data.injector is None:
-        raise ValueError("expected a run that was trained with faults for faults=true, got one without; leave it out")
-    loader = opened.data.evaluation_loader(split, opened.data.injector if options.faults else None)
-    name = f"{opened.config.data.version}/{split}{' with the faults of training' if options.faults else ''}"
+    loader = opened.data.evaluation_loader(split, opened.corruptor(options.faults))
+    name = opened.data_name(split, options.faults)
     budgets = options.budgets or five_budgets(model.min_budget)
     with console.status("scoring"):
         found = scores_of_split(model, loader, budgets, device_named(options.device))

@@ -48,8 +48,7 @@ def measured(options: Options, overrides: list[str], console) -> list[str]:
 
     opened = open_run(Path(options.run), overrides, options.allow)
     split = options.split or opened.config.data.val_split
-    if options.faults and opened.data.injector is None:
-        raise ValueError("expected a run that was trained with faults for faults=true, got one without; leave it out")
+    opened.corruptor(options.faults)  # a mistake is told before anything is timed
     device = device_named(options.device)
     opened.model.to(device)
     with console.status("timing every part"):
@@ -98,7 +97,7 @@ def budget_costs(opened, split: str, options: Options, device, budget: float) ->
     from fusion.efficiency.energy import EnergyModel, energy_reader
     from fusion.scoring.evaluate import evaluate_model
 
-    loader = opened.data.evaluation_loader(split, opened.data.injector if options.faults else None)
+    loader = opened.data.evaluation_loader(split, opened.corruptor(options.faults))
     reader = energy_reader(device.type)
     result = evaluate_model(opened.model, loader, budget=budget, device=device, plan_source=opened.plan_source)
     report = cost_report(result.gflops, result.conditions, result.faults)

@@ -24,6 +24,33 @@ class OpenRun:
     data: object
     plan_source: object = None
 
+    def corruptor(self, wanted: bool):
+        """The faults of the run's training where they are wanted, else None.
+
+        Raises:
+            ValueError: it was trained without.
+        """
+        if wanted and self.data.injector is None:
+            raise ValueError(
+                "expected a run that was trained with faults for faults=true, got one without; leave it out"
+            )
+        return self.data.injector if wanted else None
+
+    def data_name(self, split: str, faults: bool) -> str:
+        """What a table says of the data that it was made from."""
+        return f"{self.config.data.version}/{split}{' with the faults of training' if faults else ''}"
+
+    def require_router(self) -> None:
+        """That the last stage of training was routed by the router.
+
+        Raises:
+            ValueError: it was not.
+        """
+        if self.plan_source is not None:
+            raise ValueError(
+                f"expected a run whose router was trained, got {self.directory.path}, which ends with another route"
+            )
+
 
 def load_config(path: Path, overrides: list[str], allowed_targets: list[str]):
     """The configuration of a run directory with dotted overrides on top.

@@ -8,21 +8,18 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from datamodules.batch import LIDAR_FIELDS, PointBatch
+from datamodules.batch import PointBatch
+from fusion.ops.sweeps import newest
 
 FLOPS_PER_POINT = 36
 """Two 3x3 products with their sums, and two divisions, of one point in one view."""
 MIN_DEPTH_M = 0.5
-_LAG = LIDAR_FIELDS.index("lag_s")
 _NEWEST_S = 0.02
 
 
 def newest_sweep(points: PointBatch, samples: Tensor) -> PointBatch:
     """Points of the newest sweep of the samples that are True in ``samples``."""
-    lag_s = points.points[:, _LAG]
-    newest_s = torch.full((len(points.present),), torch.inf, device=lag_s.device)
-    newest_s = newest_s.scatter_reduce(0, points.sample, lag_s, "amin")
-    return points.where(samples[points.sample] & (lag_s <= newest_s[points.sample] + _NEWEST_S))
+    return newest(points.where(samples[points.sample]), _NEWEST_S)
 
 
 @torch.no_grad()

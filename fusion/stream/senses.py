@@ -220,11 +220,11 @@ class SceneSenses:
     def _picture(self, keyframe: Keyframe, channel: str, reduced: bool = False) -> CameraImage:
         """A picture in full, or as small as a glance needs it."""
         frames, newest = self.frames, self.frames.chains.keyframe(keyframe.row, channel)
-        columns, path = frames.index.measurements, self._path(newest)
+        path = self._path(newest)
         keyframe.opened.add(channel)
         if channel not in keyframe.encoded:
             keyframe.encoded[channel] = path.read_bytes()
-        width_px, height_px = (int(side) for side in columns.size_px[newest])
+        height_px = int(frames.index.measurements.size_px[newest][1])
         factor = max(size for size in _REDUCED if size == 1 or height_px // size >= _LEAST_ROWS)
         if reduced and factor > 1:
             pixels = _reduced(keyframe.encoded[channel], factor, path)
@@ -232,17 +232,8 @@ class SceneSenses:
             if channel not in keyframe.pixels:
                 keyframe.pixels[channel] = decode_pixels(keyframe.encoded[channel], str(path))
             pixels = keyframe.pixels[channel]
-            if pixels.shape[:2] != (height_px, width_px):
-                raise ValueError(
-                    f"expected {width_px}x{height_px} pixels in {path} as in sample_data.json, got "
-                    f"{pixels.shape[1]}x{pixels.shape[0]}; its calibration would be wrong: use the original picture"
-                )
-        return CameraImage(
-            pixels=pixels,
-            image_from_camera=np.array(frames.index.calibrations.intrinsics[columns.calibration[newest]]),
-            ego_from_camera=frames.chains.ego_from_sensor(newest, keyframe.reference),
-            lag_s=frames.chains.lag_s(newest, keyframe.reference),
-        )
+            frames.require_size(newest, pixels)
+        return frames.calibrated(newest, keyframe.reference, pixels)
 
     def _lidar_reader(self, keyframe: Keyframe, choice: Int[np.ndarray, "8"]) -> NuScenesFrames:
         """All sweeps, or for the lite branch those that it will take."""

@@ -22,13 +22,23 @@ from fusion.scoring.evaluate import SENSOR_UNITS, evaluate_model
 from fusion.scoring.scorer import Scorer
 
 ALONE = {"LiDAR alone": "bench-lidar", "cameras alone": "bench-camera", "radar alone": "bench-radar"}
-WITHOUT = {"all sensors": None, "without LiDAR": "lidar", "without cameras": "camera", "without radar": "radar"}
+WITHOUT = {
+    "all sensors": (),
+    "no LiDAR": ("lidar",),
+    "no cameras": ("camera",),
+    "no radar": ("radar",),
+    "only LiDAR": ("camera", "radar"),
+    "only cameras": ("lidar", "radar"),
+    "only radar": ("lidar", "camera"),
+}
+"""Routes of the whole model, by the sensors that it has to do without."""
+SENSORS = ("lidar", "camera", "radar")
 MAX_SHUFFLED_LOSS = 1 / 3
 
 
-def route_without(model, sensor: str | None):
-    """Everything that is there at its full branch, but for one sensor."""
-    units = [] if sensor is None else list(SENSOR_UNITS[sensor])
+def route_without(model, sensors: tuple[str, ...]):
+    """Everything that is there at its full branch, but for some sensors."""
+    units = [unit for sensor in sensors for unit in SENSOR_UNITS[sensor]]
 
     def plan(batch):
         available = model.available(batch)
@@ -69,30 +79,45 @@ def cells(tables: list[dict], name: str, condition: str) -> tuple[float, float]:
     return float(np.mean(values)), float(np.ptp(values) / 2)
 
 
-def losses(tables: list[dict], sensor: str, condition: str) -> tuple[float, float]:
-    """What taking a sensor away costs: mean over the seeds of the difference within a seed, and the spread to beat.
+def taken_away(sensor: str) -> list[tuple[str, str, str]]:
+    """Pairs of routes that differ by one sensor: what was lost before, the route with the sensor, the one without."""
+    by_sensors = {sensors: name for name, sensors in WITHOUT.items()}
+    pairs = []
+    for sensors, name in by_sensors.items():
+        after = tuple(other for other in SENSORS if other in sensors or other == sensor)
+        if sensor not in sensors and after in by_sensors:
+            pairs.append((name if sensors else "", name, by_sensors[after]))
+    return pairs
 
-    The spread is the range over the seeds of what the whole model scores there: what another seed would change.
+
+def losses(tables: list[dict], sensor: str) -> dict[str, tuple[float, float]]:
+    """What taking a sensor away costs in each condition: mean over the seeds, and the spread to beat.
+
+    A condition is one of the scene, alone or while another sensor is lost. The spread is the range over the seeds of
+    what the model scores there before the sensor is taken away: what another seed would change.
     """
-    full = [table["all sensors"][condition] for table in tables]
-    lost = [table["all sensors"][condition] - table[sensor][condition] for table in tables]
-    return float(np.mean(lost)), float(np.ptp(full))
+    costs = {}
+    for lost, before, after in taken_away(sensor):
+        for condition in tables[0][before]:
+            had = [table[before][condition] for table in tables]
+            cost = [table[before][condition] - table[after][condition] for table in tables]
+            costs[f"{condition}, {lost}" if lost else condition] = (float(np.mean(cost)), float(np.ptp(had)))
+    return costs
 
 
 def verdicts(tables: list[dict], shuffled: list[dict]) -> list[dict]:
     """Rows for the results file: each sensor matters somewhere and is spared somewhere; nobody reads liveries."""
     rows = []
-    conditions = list(tables[0]["all sensors"])
-    for sensor in list(WITHOUT)[1:]:
-        costs = {condition: losses(tables, sensor, condition) for condition in conditions}
+    for sensor in SENSORS:
+        costs = losses(tables, sensor)
         matters = max(costs, key=lambda condition: costs[condition][0] - costs[condition][1])
         spared = min(costs, key=lambda condition: costs[condition][0] - costs[condition][1])
         for kind, where, holds in (
-            ("costs most beyond the spread", matters, costs[matters][0] > costs[matters][1]),
+            ("costs most, beyond the spread", matters, costs[matters][0] > costs[matters][1]),
             ("costs least", spared, costs[spared][0] <= costs[spared][1]),
         ):
             loss, spread = costs[where]
-            rows.append(row(f"{sensor}: {kind}, {where}", loss, spread, "loss against seed spread", holds))
+            rows.append(row(f"taking {sensor} away {kind}: {where}", loss, spread, "loss against seed spread", holds))
     for name in shuffled[0]:
         before, after = cells(tables, name, "everything")[0], cells(shuffled, name, "everything")[0]
         share = (before - after) / before if before > 0 else math.nan
@@ -136,8 +161,10 @@ mean over {n} seeds ({seeds}) and half their range. Written by
 
 {table}
 
-A model *without* a sensor is the model with all of them, whose route leaves that sensor out: what taking it away costs.
-A loss counts where it is larger than the range over the seeds of what the whole model scores in that condition.
+*Alone*: models that were trained with one sensor. The others are routes of one model with all of them, which leave out
+what the column says. Taking a sensor away costs the difference between two such routes, in a condition of the scene,
+with the others there or with one of them lost. It counts where it is larger than the range over the seeds of what the
+model scored there before.
 
 {checks}
 

@@ -65,7 +65,7 @@ class StepTable(pl.Callback):
 
     Rows are kept on the device and written together, every ``flush_every`` steps and before each checkpoint, so logging
     does not wait for the device at every step. When a run is resumed, rows after its checkpoint are dropped: the files
-    look as if nothing had happened.
+    look as if nothing had happened. The first rank writes; all ranks stop together where a loss of any is not finite.
     """
 
     def __init__(self, folder: Path, flush_every: int = 50):
@@ -85,7 +85,7 @@ class StepTable(pl.Callback):
         self._learning_rate = trainer.optimizers[0].param_groups[0]["lr"]
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        if trainer.global_step == self._last_step or not trainer.is_global_zero:
+        if trainer.global_step == self._last_step:
             return
         self._last_step = trainer.global_step
         facts = {
@@ -96,12 +96,14 @@ class StepTable(pl.Callback):
         }
         self._pending.append((facts, dict(pl_module.step_values)))
         if len(self._pending) >= self.flush_every:
-            self._flush()
+            self._flush(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.sanity_checking or not trainer.is_global_zero:
+        if trainer.sanity_checking:
             return
-        self._flush()
+        self._flush(trainer)
+        if not trainer.is_global_zero:
+            return
         values = {
             name.removeprefix("val/"): float(value)
             for name, value in trainer.callback_metrics.items()
@@ -110,25 +112,30 @@ class StepTable(pl.Callback):
         append_rows(self.folder / "validation.csv", [{"step": trainer.global_step, **values}])
 
     def on_save_checkpoint(self, trainer, pl_module, checkpoint: dict) -> None:
-        self._flush()
+        self._flush(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._flush()
+        self._flush(trainer)
 
-    def _flush(self) -> None:
+    def _flush(self, trainer: pl.Trainer) -> None:
+        """Write what is pending. Every rank has as many rows and comes here at the same steps."""
         if not self._pending:
             return
         columns = [torch.stack([value.float() for value in values.values()]) for _, values in self._pending]
         numbers = iter(torch.cat(columns).tolist())
         rows = [facts | {name: next(numbers) for name in values} for facts, values in self._pending]
         self._pending = []
-        append_rows(self.folder / "train.csv", rows)
-        for row in rows:
-            if not math.isfinite(row["loss"]):
-                raise ValueError(
-                    f"expected a finite loss, got {row['loss']} at step {row['step']}: training diverged; lower the "
-                    "learning rate, clip gradients (trainer.gradient_clip_val) or train in float32"
-                )
+        if trainer.is_global_zero:
+            append_rows(self.folder / "train.csv", rows)
+        bad = next((row for row in rows if not math.isfinite(row["loss"])), None)
+        # Asked of all ranks: one that stopped alone would leave the others waiting for its gradients.
+        if not trainer.strategy.reduce_boolean_decision(bad is None, all=True):
+            row = bad or rows[-1]
+            raise ValueError(
+                f"expected a finite loss, got {row['loss'] if bad else 'none on another rank'} at step {row['step']}: "
+                "training diverged; lower the learning rate, clip gradients (trainer.gradient_clip_val) or train in "
+                "float32"
+            )
 
 
 class CollapseAlarm(pl.Callback):

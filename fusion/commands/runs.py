@@ -93,12 +93,14 @@ def open_run(path: Path, overrides: list[str], allowed_targets: list[str], calib
     """
     from fusion.adaptive.files import FILE, read_shared_budget
     from fusion.checkpoint import load_model
+    from fusion.ops.pretrained import without_fetching
     from fusion.robustness.fingerprint import model_word
 
     directory = RunDirectory.existing(path)
     checkpoint = directory.require_checkpoint()
     config = load_config(path, overrides, allowed_targets)
-    model = instantiate(config.model)
+    with without_fetching():
+        model = instantiate(config.model)
     load_model(checkpoint, model)
     model.eval()
     if calibrated and (directory.path / FILE).is_file():

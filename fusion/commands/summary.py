@@ -11,8 +11,10 @@ def run(arguments: list[str]) -> int:
     from rich.table import Table
 
     from fusion.efficiency.summary import summarize
+    from fusion.ops.pretrained import without_fetching
 
-    summary = summarize(instantiate(compose(arguments).model))
+    with without_fetching():
+        summary = summarize(instantiate(compose(arguments).model))
     table = Table(title="parameters and forward GFLOPs of one sample (1 MAC = 2 FLOPs)")
     for heading in ("unit", "part", "parameters", "GFLOPs", "share"):
         table.add_column(heading, justify="left" if heading in ("unit", "part") else "right")

@@ -11,6 +11,7 @@ resume=RUN goes on with a run that stopped, exactly where its last checkpoint wa
 
 import os
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -52,6 +53,8 @@ def train(config, run_dir: Path, resume: bool = False) -> RunDirectory:
     from omegaconf import OmegaConf
     from pytorch_lightning.utilities import rank_zero_only
 
+    from fusion.ops.pretrained import without_fetching
+
     config = config.copy()
     config.run_dir = str(run_dir)
     pl.seed_everything(config.seed, verbose=False)
@@ -60,7 +63,8 @@ def train(config, run_dir: Path, resume: bool = False) -> RunDirectory:
     data.prepare_data()
     for split in (data.train_split, data.val_split):
         data.frames(split)
-    model = instantiate(config.model)
+    with without_fetching() if resume else nullcontext():
+        model = instantiate(config.model)
     if not resume:
         begin_with(model, config.get("start_from"))
     plain = OmegaConf.to_container(config, resolve=True)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fusion.encoders.perspective import NUM_CLASS_CHANNELS, with_class_channels
 from fusion.ops.blocks import conv_norm_relu, enlarged, group_norm
 from fusion.ops.flops import counted_gflops
+from fusion.ops.pretrained import fetches
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -136,7 +137,9 @@ def _backbone(name: str, pretrained: bool, stride: int, options: dict) -> nn.Mod
     if stride not in reductions:
         raise ValueError(f"expected a stride among {reductions} of {name}, got {stride}; change the stride")
     levels = tuple(range(reductions.index(stride), len(reductions)))
-    backbone = timm.create_model(name, features_only=True, pretrained=pretrained, out_indices=levels, **options)
+    backbone = timm.create_model(
+        name, features_only=True, pretrained=fetches(pretrained), out_indices=levels, **options
+    )
     return freeze_batch_norm_2d(backbone) if pretrained else _group_normed(backbone)
 
 

@@ -12,6 +12,7 @@ from fusion.encoders.views import IMAGENET_MEAN, IMAGENET_STD, ViewFeatures
 from fusion.encoders.vit_tokens import Dense, TokenMethod
 from fusion.ops.blocks import conv_norm_relu, group_norm
 from fusion.ops.flops import counted_gflops
+from fusion.ops.pretrained import fetches
 
 
 class VitViewEncoder(nn.Module):
@@ -45,7 +46,7 @@ class VitViewEncoder(nn.Module):
         super().__init__()
         options = {"num_classes": 0, "dynamic_img_size": True, **(backbone_options or {})}
         try:
-            vit = timm.create_model(backbone, pretrained=pretrained, img_size=tuple(image_size_px), **options)
+            vit = timm.create_model(backbone, pretrained=fetches(pretrained), img_size=tuple(image_size_px), **options)
         except (RuntimeError, TypeError) as error:
             raise ValueError(_no_vit(backbone, str(error))) from error
         if not isinstance(vit, VisionTransformer):

@@ -54,3 +54,13 @@ def test_two_processes_killed_in_mid_epoch_go_on_exactly(whole, tmp_path):
     for rank in (0, 1):
         found = weights_of(tmp_path, rank)
         assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_all_ranks_stop_where_the_loss_of_one_is_not_finite(tmp_path):
+    # The last step before a checkpoint: the first rank's own loss is still finite when the rows are written.
+    stopped = train_in_two_processes(tmp_path, "diverge_at=3")
+    assert stopped.returncode not in (0, -signal.SIGKILL)
+    assert stopped.stderr.count("training diverged") >= 2, stopped.stderr
+    assert "got nan at step 4" in stopped.stderr
+    assert "none on another rank at step 4" in stopped.stderr
+    assert not (tmp_path / "checkpoints" / "last.ckpt").exists()

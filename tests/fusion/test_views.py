@@ -7,6 +7,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fusion.encoders.views import ViewEncoder
+from fusion.ops.pretrained import without_fetching
 
 NARROW = {"channels": [16, 24, 32, 48]}
 
@@ -71,6 +72,23 @@ def test_pretrained_norms_are_frozen(monkeypatch):
     assert before
     assert not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in encoder.modules())
     assert all(encoder.backbone.state_dict()[name].equal(value) for name, value in before.items())
+
+
+def test_where_a_checkpoint_follows_nothing_is_fetched_and_the_norms_are_frozen_all_the_same(monkeypatch):
+    asked, create = [], timm.create_model
+
+    def spy(*names, **options):
+        asked.append(options.pop("pretrained", False))
+        return create(*names, **options)
+
+    monkeypatch.setattr(timm, "create_model", spy)
+    fetched = ViewEncoder("resnet10t", channels=4, num_depths=3, pretrained=True)
+    assert any(asked)
+    asked.clear()
+    with without_fetching():
+        built = ViewEncoder("resnet10t", channels=4, num_depths=3, pretrained=True)
+    assert not any(asked)
+    assert built.state_dict().keys() == fetched.state_dict().keys()
 
 
 def test_flops_agree_with_pytorch(encoder):

@@ -40,6 +40,17 @@ class KillAt(pl.Callback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+class DivergeAt(pl.Callback):
+    """Spoils a weight of the last rank before a step."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_train_batch_start(self, trainer, pl_module, *_) -> None:
+        if trainer.global_step == self.step and trainer.global_rank == trainer.world_size - 1:
+            next(pl_module.model.head.parameters()).data.fill_(torch.nan)
+
+
 def toy_task() -> FusionTask:
     torch.manual_seed(3)
     return FusionTask(ToyModel(), STAGES, LEARNING, seed=11)
@@ -77,18 +88,21 @@ def train(
     resume: bool = False,
     num_workers: int = 0,
     data_root: Path | None = None,
+    diverge_at: int | None = None,
     **lightning,
 ) -> pl.Trainer:
     """Train on random batches, or on the small set in ``data_root``; or go on from a checkpoint in ``folder``."""
     task = toy_task()
     if resume:
         torch.manual_seed(999)  # nothing may depend on what was drawn before
+    callbacks = [] if kill_at is None else [KillAt(kill_at, kill_in)]
+    callbacks += [] if diverge_at is None else [DivergeAt(diverge_at)]
     options = {"max_epochs": EPOCHS, "accelerator": "cpu", "devices": 1, "gradient_clip_val": 10.0} | lightning
     trainer = build_trainer(
         folder,
         average_decay=0.9,
         checkpoint_every_n_steps=4,
-        callbacks=[] if kill_at is None else [KillAt(kill_at, kill_in)],
+        callbacks=callbacks,
         num_sanity_val_steps=0,
         log_every_n_steps=1,
         **options,

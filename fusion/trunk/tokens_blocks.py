@@ -54,14 +54,18 @@ def masked_block(
     """A block in which tokens look at kept ones and at themselves alone; ``keep`` may carry gradients.
 
     A_ij = exp(a_ij) G_ij / sum_k exp(a_ik) G_ik with G_ij = keep_j and G_ii = 1 (DynamicViT, Rao et al., NeurIPS 2021),
-    softmax in float32. For kept tokens it equals the block on the kept tokens alone.
+    softmax in float32. For kept tokens it equals the block on the kept tokens alone. The gradient of a key that is not
+    kept is held to what keeping it could change at most, v_j minus the output: exp(a_ij) over the sum of the kept ones
+    has no bound, and a key far above these would drown every other gradient and at last divide by zero.
     """
     query, key, value = (part.transpose(1, 2) for part in qkv_of(block.attn, block.norm1(tokens)))  # b h n d
     logits = (query @ key.transpose(-2, -1)).float() * query.shape[-1] ** -0.5
     own = torch.eye(tokens.shape[1], dtype=keep.dtype, device=keep.device)
     seen = (keep[:, None] * (1 - own) + own)[:, None].float()  # b 1 n n
-    # The largest logit is taken among all: it cancels, and masked ones cannot overflow.
-    weights = torch.exp(logits - logits.amax(dim=-1, keepdim=True).detach()) * seen
+    # The log of the sum over the seen keys, one's own at least: it cancels. Seen ones lie below it, so that the clamp
+    # holds the gradients of unseen ones alone.
+    whole = logits.detach().masked_fill(seen == 0, -torch.inf).logsumexp(dim=-1, keepdim=True)
+    weights = torch.exp((logits - whole).clamp(max=0.0)) * seen
     weights = (weights / weights.sum(dim=-1, keepdim=True)).to(value.dtype)
     attended = projected(block.attn, (weights @ value).transpose(1, 2))
     return after_mlp(block, after_attention(block, tokens, attended))

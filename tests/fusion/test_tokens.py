@@ -1,5 +1,6 @@
 """BEV tokens that take part or not: dense equality, gathered against masked, gradients by hand, FLOPs."""
 
+import copy
 import math
 
 import pytest
@@ -143,6 +144,33 @@ def test_a_masked_key_has_the_gradient_of_its_weight():
     keep = torch.ones(1, 2, requires_grad=True)
     masked_block(block, tokens, keep)[0, 0, 0].backward()
     assert keep.grad.tolist() == [[0.0, pytest.approx((-1.0 - 1.0) / 4, rel=1e-3)]]
+
+
+def test_a_masked_key_far_above_all_others_neither_divides_by_zero_nor_drowns_the_rest():
+    """As above, the second key's logit 4 * 100 / sqrt(2) over one's own: out = v1, d out / d g2 held to v2 - v1."""
+    block = Block(2, 1, qkv_bias=True).eval()
+    with torch.no_grad():
+        for parameter in block.parameters():
+            parameter.zero_()
+        block.attn.qkv.weight.copy_(torch.cat([100 * torch.eye(2), -torch.eye(2), torch.eye(2)]))
+        block.attn.proj.weight.copy_(torch.eye(2))
+        block.norm1.weight.fill_(1.0)
+    tokens = torch.tensor([[[1.0, -1.0], [-1.0, 1.0]]])
+    keep = torch.tensor([[1.0, 0.0]], requires_grad=True)
+    out = masked_block(block, tokens, keep)
+    out[0, 0, 0].backward()
+    assert out[0, 0].tolist() == [pytest.approx(2.0, rel=1e-4), pytest.approx(-2.0, rel=1e-4)]  # residual + v1
+    assert keep.grad.tolist() == [[0.0, pytest.approx(-2.0, rel=1e-3)]]
+
+
+@torch.no_grad()
+def test_sharp_attention_is_the_same_masked_and_gathered(block):
+    sharp = copy.deepcopy(block)
+    sharp.attn.qkv.weight[:32] *= 12  # logits of hundreds
+    tokens, keep = torch.randn(3, 9, 16), torch.rand(3, 9) < 0.5
+    masked = masked_block(sharp, tokens, keep.float())
+    assert masked.isfinite().all()
+    torch.testing.assert_close(masked[keep], kept_block(sharp, tokens, keep)[keep], rtol=1e-3, atol=1e-4)
 
 
 def test_training_teaches_blocks_and_selectors():

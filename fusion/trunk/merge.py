@@ -11,6 +11,8 @@ from fusion.ops.blocks import conv_norm_relu, group_norm
 from fusion.ops.flops import GIGA, counted_gflops
 from sensors.grid import BevGrid
 
+_AWAKE = 1e-3
+
 
 @dataclass(frozen=True, eq=False)
 class SensorBev:
@@ -50,7 +52,7 @@ class Merge(nn.Module):
         projected_channels: of each modality after its 1x1 projection.
         kernel_size: of the convolution over the concatenation.
         zero_init: modalities whose input weights in that convolution start at zero, so that adding them to a model
-            trained without them changes nothing at first.
+            trained without them changes nothing at first. One of them alone also learns.
     """
 
     def __init__(
@@ -68,6 +70,9 @@ class Merge(nn.Module):
         self.projections = _projections(in_channels, projected_channels)
         self.missing = _tokens(in_channels, projected_channels)
         self.fuse = conv_norm_relu(len(in_channels) * projected_channels, channels, kernel_size)
+        if zero_init:
+            # Where nothing else is there the convolution gives zeros, and at zero a ReLU passes no gradient on.
+            nn.init.constant_(self.fuse[1].bias, _AWAKE)
         with torch.no_grad():
             for place, name in enumerate(in_channels):
                 if name in zero_init:

@@ -153,3 +153,19 @@ def test_autocast_and_inference(kind):
 def test_unknown_modality(kind):
     with pytest.raises(ValueError, match="sonar"):
         make_merge(kind)({"sonar": make_parts()["lidar"]}, 2)
+
+
+def test_a_modality_that_starts_at_zero_learns_where_it_is_alone():
+    torch.manual_seed(0)
+    merge = Merge(CHANNELS, 8, GRID, zero_init=("camera",))  # as built: norms and tokens not yet moved by anything
+    alone = {"camera": make_parts()["camera"]}
+    target = make_merge()(alone, 2).detach()  # something that a merge can say of this camera
+    optimizer = torch.optim.Adam(merge.parameters(), lr=0.03)
+    for _ in range(100):
+        loss = (merge(alone, 2) - target).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(merge.parameters(), 1.0)
+        optimizer.step()
+    constant = target.var(dim=(0, 2, 3), correction=0).mean()
+    assert loss < 0.5 * constant, "hardly better than a constant per channel: the map does not get through"

@@ -5,11 +5,14 @@ Scores a run under every scenario of a suite (sensor failures, missing sensors) 
 robustness.jsonl as it ends: an interrupted suite goes on with the same command. Several runs are scored one after the
 other and compared, the first being the baseline. Exit code 1 if a cell could not run.
 
+regret=true adds what the router's routes lose to those of an oracle at the same mean cost, for one more pass over each
+scenario.
+
 Filters: scenarios=NAME,... faults=NAME|FAMILY|MODALITY,... severities=1,2,... (places on a fault's ladder, 1 the
 mildest). Sharing out: devices=N starts N processes on this machine, launcher=joblib jobs=N runs N jobs by Hydra's
-launcher of that name (joblib, submitit_local, submitit_slurm, ray). split=SPLIT, device=cpu|cuda, reuse_gb=2 (memory
-for what cells compute alike, 0 for none). A detector from elsewhere is built only where allow names it
-(docs/robustness.md).
+launcher of that name (joblib, submitit_local, submitit_slurm, ray). split=SPLIT, device=cpu|cuda. reuse_gb=2 is memory
+for what cells compute alike, samples_gb=2 for samples as read and prepared; 0 for none. A detector from elsewhere is
+built only where allow names it (docs/robustness.md).
 """
 
 from dataclasses import dataclass, field, replace
@@ -35,6 +38,8 @@ class Options:
     jobs: int = 2
     share: str = ""
     reuse_gb: float = 2.0
+    samples_gb: float = 2.0
+    regret: bool = False
     detector: str = ""
     allow: list[str] = field(default_factory=list)
 
@@ -83,7 +88,15 @@ def run_suite(options: Options, overrides: list[str], console, name: str = "", b
     target = suite_jobs.opened_target(options, overrides, name)
     scenarios = chosen_scenarios(options.suite or target.suite, options.scenarios, options.faults, options.severities)
     planned = planned_cells(scenarios, options.budgets, options.policy)
-    suite_options = SuiteOptions(tuple(options.policy), target.plan_source, reuse_gb=options.reuse_gb)
+    if options.regret and target.plan_source is not None:
+        raise ValueError("expected a run whose router was trained for regret=true, got a fixed route; leave it out")
+    suite_options = SuiteOptions(
+        tuple(options.policy),
+        target.plan_source,
+        reuse_gb=options.reuse_gb,
+        samples_gb=options.samples_gb,
+        regret=options.regret,
+    )
 
     def work(share: Share):
         with suite_jobs.progress_bar(console) as progress:

@@ -144,17 +144,45 @@ def study_budgets(
         return _studied(model, loader, settings, torch.device(device), progress)
 
 
-def _studied(
-    model: FusionModel, loader: Loader, settings: StudySettings, device: torch.device, progress: Progress | None
-) -> Study:
-    """Both passes."""
+@torch.no_grad()
+def measured_routes(
+    model: FusionModel, batches: Iterable[Batch], settings: StudySettings, device: torch.device | str = "cpu"
+) -> Measured:
+    """The first pass alone: losses and costs of the candidate routes and of the router's own at every budget.
+
+    Args:
+        batches: of one sample each.
+
+    Raises:
+        ValueError: settings that do not fit the model, or a split without labels or samples.
+    """
+    settings.check(model)
+    with at_rest(model.to(device).eval()):
+        return _measured(model, batches, settings, torch.device(device), None)
+
+
+def _measured(
+    model: FusionModel,
+    batches: Iterable[Batch],
+    settings: StudySettings,
+    device: torch.device,
+    progress: Progress | None,
+) -> Measured:
     measured = Measured(candidate_routes(model.routes))
-    for number, batch in enumerate(loader()):
+    for number, batch in enumerate(batches):
         _measure(model, batch.to(device), settings, measured)
         if progress is not None:
             progress("measuring losses of routes", number + 1)
     if not measured.learned:
         raise ValueError("expected samples to study, got an empty split; choose another")
+    return measured
+
+
+def _studied(
+    model: FusionModel, loader: Loader, settings: StudySettings, device: torch.device, progress: Progress | None
+) -> Study:
+    """Both passes."""
+    measured = _measured(model, loader(), settings, device, progress)
     outcomes = {key: Outcome(choice) for key, choice in decided_routes(model, measured, settings).items()}
     timed = set(np.linspace(0, len(measured.learned) - 1, settings.num_timed).round().astype(int).tolist())
     for number, batch in enumerate(loader()):

@@ -71,6 +71,7 @@ def _rendered(run: RunContent, runs: list[RunContent]) -> str:
     )
     environment.filters["percent"] = lambda value: f"{value:.0%}"
     headline = run.headline
+    has_regret = any(cell.regret is not None for each in runs for cell in each.cells)
     lines = quality_points(run.cells)
     return environment.get_template("page.html.j2").render(
         style=_asset("page.css"),
@@ -83,9 +84,10 @@ def _rendered(run: RunContent, runs: list[RunContent]) -> str:
         rows=rows(run),
         run_names=[sections.name_of(each) for each in runs],
         comparison=sections.comparison(runs),
-        measures=[row for each in runs for row in sections.measures(each, None if each is run else run)],
+        measures=[row for each in runs for row in sections.measures(each, None if each is run else run, has_regret)],
         severities=sections.severity_map(run),
         controls=sections.controls_chart(run),
+        regrets=sections.regret_table(run),
         pareto=sections.pareto_chart(runs),
         failover=sections.failover_parts(run),
         precision_recall=sections.precision_recall_chart(run),

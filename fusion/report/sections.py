@@ -162,8 +162,8 @@ def interval_rows(run: RunContent) -> list[dict]:
     return rows
 
 
-def measures(run: RunContent, baseline: RunContent | None = None) -> list[dict]:
-    """mRA, mRR, AP_cor, mCE, mRRA, gate AUROC at each budget and policy."""
+def measures(run: RunContent, baseline: RunContent | None = None, with_regret: bool = False) -> list[dict]:
+    """mRA, mRR, AP_cor, mCE, mRRA, gate AUROC at each budget and policy, and the mean regret where it is shown."""
     rows = []
     for part in summary_of(run.cells, None if baseline is None else baseline.cells)["at"]:
         gates = part["gates"]["all"]
@@ -176,10 +176,37 @@ def measures(run: RunContent, baseline: RunContent | None = None) -> list[dict]:
             "mRRA": part["nds"].get("mRRA"),
             "gate AUROC": gates["auroc"],
         }
+        if with_regret:
+            values["regret"] = part.get("mean_regret")
         shown = {name: _text(value) for name, value in values.items()}
         if any(shown.values()):
             rows.append({"policy": POLICY_TITLES[part["policy"]], "budget": part["budget"], "values": shown})
     return rows
+
+
+def regret_table(run: RunContent) -> dict | None:
+    """By scenario and budget, what the router's routes lose to an oracle's at the same cost; None where unknown."""
+    known = {(cell.scenario, cell.budget): cell for cell in run.cells if cell.regret is not None}
+    if not known:
+        return None
+    budgets = [budget for budget in run.budgets if any(budget == key[1] for key in known)]
+    most = max(cell.regret["regret"] for cell in known.values())
+    rows = []
+    for scenario in dict.fromkeys(scenario for scenario, _ in known):
+        found = [known.get((scenario, budget)) for budget in budgets]
+        title = next(cell.title for cell in found if cell is not None)
+        rows.append({"title": title, "values": [None if cell is None else _regret_cell(cell, most) for cell in found]})
+    return {"budgets": budgets, "rows": rows}
+
+
+def _regret_cell(cell: Cell, most: float) -> dict:
+    """The number, its share of the greatest for the shade, and what it is made of."""
+    regret = cell.regret["regret"]
+    note = (
+        f"router {cell.regret['router_loss']:.3f}, oracle {cell.regret['oracle_loss']:.3f} per labelled box at "
+        f"{cell.regret['router_gflops']:.2f} GFLOPs"
+    )
+    return {"text": f"{regret:.3f}", "share": max(regret / most, 0.0) if most > 0 else 0.0, "note": note}
 
 
 def comparison(runs: Sequence[RunContent]) -> list[dict]:
@@ -212,7 +239,7 @@ def _place(cell: Cell) -> tuple[str, float]:
 
 COLUMNS = (
     *("run", "scenario", "faults", "levels", "budget", "policy", "seen_in_training", "mAP", "NDS", "kept", "GFLOPs"),
-    *("inflation", "ms", "samples", "error", "warning"),
+    *("inflation", "regret", "ms", "samples", "error", "warning"),
 )
 
 
@@ -233,6 +260,7 @@ def table_rows(runs: Sequence[RunContent]) -> list[dict]:
                 "kept": resilience(cell, run.cells),
                 "GFLOPs": cell.gflops,
                 "inflation": compute_inflation(cell, run.cells),
+                "regret": None if cell.regret is None else cell.regret["regret"],
                 "ms": cell.ms,
                 "samples": cell.num_samples,
                 "error": cell.error,

@@ -18,12 +18,16 @@ _LATEX = {
 def text_table(runs: Sequence[RunContent], kind: str) -> str:
     """Scenario, budget, mAP, NDS, share of clean NDS, GFLOPs; the run's name where there are several.
 
+    With the regret against the oracle where any cell has it.
+
     Raises:
         ValueError: another kind than ``markdown`` and ``latex``.
     """
     if kind not in FORMATS[1:]:
         raise ValueError(f"expected format to be one of {', '.join(FORMATS)}, got '{kind}'")
     heads = [*(["run"] if len(runs) > 1 else []), "scenario", "budget", "mAP", "NDS", "of clean", "GFLOPs"]
+    has_regret = any(cell.regret is not None for run in runs for cell in run.cells)
+    heads += ["regret"] if has_regret else []
     titles = {(name_of(run), cell.scenario): cell.title for run in runs for cell in run.cells}
     rows = []
     for row in table_rows(runs):
@@ -31,6 +35,8 @@ def text_table(runs: Sequence[RunContent], kind: str) -> str:
         scores = ["failed" if row["error"] else f"{row[name]:.3f}" for name in ("mAP", "NDS")]
         kept = "" if row["kept"] is None else f"{row['kept']:.0%}"
         own = [title, f"{row['budget']:g}", *scores, kept, f"{row['GFLOPs']:.2f}" if row["GFLOPs"] else ""]
+        if has_regret:
+            own.append("" if row["regret"] is None else f"{row['regret']:.3f}")
         rows.append([row["run"], *own] if len(runs) > 1 else own)
     note = _note(runs)
     return _markdown(heads, rows, note) if kind == "markdown" else _latex(heads, rows, note)

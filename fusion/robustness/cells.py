@@ -43,6 +43,7 @@ class Cell:
         calibration: of the detections' scores, as ``Calibration.to_json``.
         gates: by sensor, histograms of the router's weights (``fusion.robustness.gates``).
         failover: by phase and by keyframe (``fusion.robustness.failover``); None without onset.
+        regret: of the router against an oracle at equal cost (``fusion.robustness.regret``); None unless asked for.
     """
 
     scenario: str
@@ -68,6 +69,7 @@ class Cell:
     calibration: dict | None = None
     gates: dict | None = None
     failover: dict | None = None
+    regret: dict | None = None
 
     @property
     def key(self) -> str:
@@ -119,7 +121,8 @@ def read_cells(path: Path) -> list[Cell]:
     """
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
+    # What is no text is no cell either, and is named with its line.
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     cells = []
     for number, line in enumerate(lines, start=1):
         is_cut = number == len(lines)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -20,6 +20,7 @@ from fusion.robustness.fingerprint import code_word, dataset_word, joined_word, 
 from fusion.robustness.gates import gate_histograms
 from fusion.robustness.lock import only_writer
 from fusion.robustness.policies import common_route, deciding, router_cell
+from fusion.robustness.regret import Regrets
 from fusion.robustness.reuse import EncoderReuse
 from fusion.robustness.seen import seen_in_training, trained_faults
 from fusion.run_directory import RunDirectory, without_nan
@@ -75,12 +76,17 @@ class SuiteOptions:
         plan_source: routes of a model whose router has not been trained; None for the model's own router.
         share: the part of the cells that this process runs.
         reuse_gb: memory for what cells compute alike; 0 computes every cell by itself.
+        samples_gb: memory for samples as they were read and prepared; 0 reads them for every cell.
+        regret: whether the router's cells also say what its routes lose to an oracle's. Cells that were done without
+            are done again.
     """
 
     policies: tuple[str, ...] = (ROUTER,)
     plan_source: PlanSource | None = None
     share: Share = Share()
     reuse_gb: float = 2.0
+    samples_gb: float = 2.0
+    regret: bool = False
 
 
 def run_scenarios(
@@ -97,8 +103,8 @@ def run_scenarios(
 
     Clean data come first, also where no scenario asks for them: everything is compared with them. Cells that the file
     holds already, from the same weights, tables, configuration and code, are not run again; those that could not run
-    are. A cell that cannot run is recorded with its reason and the rest goes on. Encoder outputs of sensors that a
-    scenario leaves alone come from the cells before it.
+    are. A cell that cannot run is recorded with its reason and the rest goes on. Samples, and encoder outputs of
+    sensors that a scenario leaves alone, come from the cells before it.
 
     Args:
         model: a FusionModel, or a ``fusion.robustness.detector.ForeignModel``.
@@ -107,8 +113,8 @@ def run_scenarios(
         run_dir: the run's folder; its ``config.yaml``, where there is one, tells what was seen in training.
 
     Raises:
-        ValueError: a budget below what the model can keep to, or above 1; an unknown policy; or another suite is
-            writing the folder.
+        ValueError: a budget below what the model can keep to, or above 1; an unknown policy; regret without a router;
+            or another suite is writing the folder.
     """
     options = options or SuiteOptions()
     for budget in budgets:
@@ -123,19 +129,22 @@ def run_scenarios(
 
 def _run(model, datamodule, scorer, run: RunDirectory, work: tuple) -> SuiteResult:
     planned, progress, options = work
-    suite = _Suite(model, datamodule, scorer, run, _run_word(model, datamodule, scorer, run), options)
-    done = {cell.key: cell for cell in read_cells(run.robustness) if cell.run == suite.word and cell.error is None}
-    cells, num_skipped = [], 0
-    for index, plan in enumerate(planned):
-        cell = suite.blank_cell(plan)
-        if cell.key in done:
-            cell, num_skipped = done[cell.key], num_skipped + 1
-        else:
-            cell = suite.run_cell(plan.scenario, cell, cells, _shifted(progress, index, len(planned)))
-            cell = warned(cell, cells)
-            append_cell(run.robustness, cell)
-        cells.append(cell)
-    return SuiteResult(tuple(cells), num_skipped)
+    budgets = tuple(dict.fromkeys(plan.budget for plan in planned))
+    suite = _Suite(model, datamodule, scorer, run, _run_word(model, datamodule, scorer, run), options, budgets)
+    done = {cell.key: cell for cell in read_cells(run.robustness) if cell.run == suite.word and suite.is_whole(cell)}
+    blank = [suite.blank_cell(plan) for plan in planned]
+    num_left = sum(cell.key not in done for cell in blank)
+    cells = []
+    with suite.samples_held() if num_left > 1 else nullcontext():
+        for index, (plan, cell) in enumerate(zip(planned, blank, strict=True)):
+            if cell.key in done:
+                cell = done[cell.key]
+            else:
+                cell = suite.run_cell(plan.scenario, cell, cells, _shifted(progress, index, len(planned)))
+                cell = warned(cell, cells)
+                append_cell(run.robustness, cell)
+            cells.append(cell)
+    return SuiteResult(tuple(cells), len(planned) - num_left)
 
 
 def collected(run_dir: Path, word: str, planned: Sequence[Planned]) -> SuiteResult:
@@ -214,11 +223,17 @@ class _Suite:
         run: RunDirectory,
         word: str,
         options: SuiteOptions,
+        budgets: Sequence[float],
     ):
         self.model, self.datamodule, self.scorer, self.run, self.word = model, datamodule, scorer, run, word
         self.options = options
         self.trained = trained_faults(run.config)
         self.reuse = EncoderReuse(options.reuse_gb) if options.reuse_gb > 0 else None
+        self.regrets = Regrets(model, datamodule, scorer.split, budgets) if options.regret and budgets else None
+
+    def is_whole(self, cell: Cell) -> bool:
+        """Whether a cell of the file holds what is asked for."""
+        return cell.error is None and (self.regrets is None or cell.policy != ROUTER or cell.regret is not None)
 
     def blank_cell(self, plan: Planned) -> Cell:
         """What is known before the cell runs."""
@@ -234,6 +249,13 @@ class _Suite:
             policy=plan.policy,
         )
 
+    def samples_held(self) -> AbstractContextManager:
+        """While it is open, samples are read once for all cells, where the data module can do that."""
+        holding = getattr(self.datamodule, "holding", None)
+        if holding is None or isinstance(self.model, ForeignModel) or self.options.samples_gb <= 0:
+            return nullcontext()
+        return holding(self.scorer.split, self.options.samples_gb)
+
     def run_cell(self, scenario: Scenario, cell: Cell, before: Sequence[Cell], progress: Progress | None) -> Cell:
         """Evaluate and score. Whatever goes wrong in one cell must not cost the others: it becomes the cell's error."""
         started = time.perf_counter()
@@ -243,6 +265,8 @@ class _Suite:
             with deciding(self.model, cell.policy, *self._of_router(cell, before)):
                 result = self._evaluated(scenario, cell, step)
             filled = self._filled(cell, result)
+            if cell.policy == ROUTER and self.regrets is not None:
+                filled = replace(filled, regret=self.regrets.of(scenario, cell.budget, self._device))
             if cell.policy == ROUTER:
                 save_sample_detections(self.run.path, scenario.name, cell.budget, result)
         except Exception as error:
@@ -253,6 +277,8 @@ class _Suite:
         corruptor = scenario if scenario.steps else None
         if isinstance(self.model, ForeignModel):
             return evaluate_detector(self.model, self.datamodule.frames(self.scorer.split), corruptor, progress)
+        if self.reuse is not None:
+            self.reuse.lasting = cell.is_clean
         return evaluate_model(
             self.model,
             self.datamodule.evaluation_loader(self.scorer.split, corruptor),

@@ -78,6 +78,10 @@ def _measures(cells: Sequence[Cell], baseline: Sequence[Cell]) -> dict:
         found[score] = part
     inflation = {cell.scenario: metrics.compute_inflation(cell, cells) for cell in cells if not cell.is_clean}
     found["compute_inflation"] = inflation
+    regrets = {cell.scenario: cell.regret for cell in cells if cell.regret is not None}
+    if regrets:
+        found["regret"] = regrets
+        found["mean_regret"] = metrics.mean_over({name: part["regret"] for name, part in regrets.items()})
     found["failover"] = {cell.scenario: failover_row(cell) for cell in cells if cell.failover}
     found["calibration_error"] = {
         cell.scenario: cell.calibration["expected_error"] for cell in cells if cell.calibration is not None

@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 from fusion.report.charts import Line, chart, front
 from fusion.report.content import RunContent
 from fusion.report.html import write_report
-from fusion.report.sections import as_csv, as_json, comparison, severity_map, table_rows
+from fusion.report.sections import (
+    as_csv,
+    as_json,
+    comparison,
+    measures,
+    regret_table,
+    severity_map,
+    table_rows,
+)
 from fusion.report.text_tables import text_table
 from fusion.robustness.cells import append_cell
 from tests.fusion.test_report import STEP, cell_of
@@ -73,6 +81,34 @@ def test_markdown_and_latex(tmp_path):
     assert r"b\_c & fog 2 & 1 & 0.500 & 0.250 & 50\% & 20.00 \\" in latex
     with pytest.raises(ValueError, match="expected format to be one of html, markdown, latex, got 'pdf'"):
         text_table([run], "pdf")
+
+
+def test_regret_stands_where_it_is_known(tmp_path):
+    known = {"router_loss": 0.75, "oracle_loss": 0.5, "router_gflops": 3.0, "oracle_gflops": 2.9, "num_routes": 7}
+    cells = (
+        cell_of("clean", nds=0.5, regret={"regret": 0.25, **known}),
+        cell_of("clean", budget=0.5, nds=0.4, regret={"regret": 0.125, **known}),
+        cell_of("fog-1", steps=STEP, nds=0.4, regret={"regret": -0.01, **known}),
+    )
+    run = RunContent(tmp_path / "a", {"data": {"version": "v1.0-town"}}, None, cells)
+    table = regret_table(run)
+    assert table["budgets"] == [1.0, 0.5]
+    assert [[value and value["text"] for value in row["values"]] for row in table["rows"]] == [
+        ["0.250", "0.125"],
+        ["-0.010", None],
+    ]
+    assert [value["share"] for value in table["rows"][0]["values"]] == [1.0, 0.5]
+    lines = text_table([run], "markdown").splitlines()
+    assert lines[0] == "| scenario | budget | mAP | NDS | of clean | GFLOPs | regret |"
+    assert lines[2].endswith("| 20.00 | 0.250 |")
+    assert "regret" in text_table([run], "latex")
+    assert [row["regret"] for row in table_rows([run])] == [0.25, 0.125, -0.01]
+    rows = measures(run, with_regret=True)
+    assert [row["values"]["regret"] for row in rows] == ["0.120", "0.125"]
+    for cell in cells:
+        append_cell(tmp_path / "a" / "robustness.jsonl", cell)
+    assert "Regret against the oracle" in write_report(tmp_path / "a").read_text()
+    assert regret_table(run_of(tmp_path, "b")) is None
 
 
 POINTS = st.lists(st.tuples(*[st.integers(0, 9).map(float)] * 2), min_size=1, max_size=20)

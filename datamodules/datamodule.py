@@ -1,13 +1,15 @@
 """The Lightning data module: a nuScenes version, real or synthetic, to batches."""
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
 from datamodules.augment import BevAugmentation, ImageAugmentation
+from datamodules.held import HeldSamples, ReplayedSamples
 from datamodules.index import open_index
 from datamodules.lanes import SceneLanes
 from datamodules.loader import TrainingLoader, sample_loader
@@ -88,6 +90,7 @@ class NuScenesDataModule(LightningDataModule):
         )
         self.clean_preparation = Preparation(size_px, point_range_m=range_m)
         self._frames: dict[str, NuScenesFrames] = {}
+        self._held: dict[str, HeldSamples] = {}
         # Weak: in a cycle of the two the workers would be ended late, and by waiting for them to time out.
         self._training: weakref.ref[TrainingLoader] | None = None
         self._resume: dict[str, int] = {}
@@ -133,8 +136,26 @@ class NuScenesDataModule(LightningDataModule):
         self, split: str, corruptor: Corruptor | None = None, batch_size: int | None = None
     ) -> DataLoader:
         """Batches of a split in its own order, without augmentation, under the given failures."""
-        samples = PreparedSamples(self.frames(split), self.clean_preparation, corruptor)
+        held = self._held.get(split)
+        if held is None:
+            samples = PreparedSamples(self.frames(split), self.clean_preparation, corruptor)
+        else:
+            samples = ReplayedSamples(held, corruptor)
+            if self.num_workers:  # what the workers are to have, they must be born with
+                held.fill()
         return sample_loader(samples, self.num_workers, batch_size=batch_size or self.eval_batch_size, shuffle=False)
+
+    @contextmanager
+    def holding(self, split: str, max_gb: float | int) -> Iterator[HeldSamples]:
+        """While it is open, evaluation loaders of the split read and prepare each sample once, as far as memory goes.
+
+        The batches are the same to the bit. For many passes over one split under different failures.
+        """
+        held = self._held[split] = HeldSamples(self.frames(split), self.clean_preparation, max_gb)
+        try:
+            yield held
+        finally:
+            del self._held[split]
 
     def lane_loader(self, split: str, num_lanes: int, corruptor: Corruptor | None = None) -> DataLoader:
         """As ``evaluation_loader``, scene by scene: row i goes on where row i of the batch before stopped."""

@@ -174,6 +174,14 @@ class PreparedSamples:
         sample = self._prepared(frame, targets, faults, (epoch, progress))
         return replace(sample, state_reset=key.state_reset, fault_severity=severity)
 
+    def prepared(self, frame: Frame) -> Sample:
+        """A frame that no fault has touched, as a sample to evaluate."""
+        return self._prepared(frame, targets_of(frame), (), (None, float("nan")))
+
+    def clean_views(self, frame: Frame) -> Views:
+        """The views of a frame without augmentation and targets; absent where the frame has none."""
+        return self._views(frame, CleanTargets(None, np.zeros((0, 3), np.float32), {}), np.eye(4), None)
+
     def _corrupted(
         self, frame: Frame, history: History, key: SampleKey
     ) -> tuple[Frame, tuple[str, ...], Float32[np.ndarray, "12"]]:

@@ -1,9 +1,10 @@
 """One suite against as many separate evaluations: ``python benchmarks/suite.py [run=RUN] [suite=quick] [budgets=1.0]``.
 
 Both sides evaluate and score the same cells of one trained run in one process and one thread, alternating cell by
-cell: separate evaluations compute every cell by itself, the suite takes encoder outputs of untouched sensors from
-earlier cells. Times are CPU seconds, which other work on the machine disturbs least. Scores are compared before times
-are believed. Neither side is charged for starting Python or opening the run, which separate commands would pay again.
+cell: separate evaluations read and compute every cell by itself, the suite holds samples in memory and takes encoder
+outputs of untouched sensors from earlier cells. Times are CPU seconds, which other work on the machine disturbs
+least. Scores are compared before times are believed. Neither side is charged for starting Python or opening the run,
+which separate commands would pay again.
 """
 
 import os
@@ -18,9 +19,11 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 from machine import write_results  # noqa: E402
 
+from fusion.commands.compose import instantiate  # noqa: E402
 from fusion.commands.runs import open_run  # noqa: E402
 from fusion.robustness.axes import planned_cells  # noqa: E402
 from fusion.robustness.reuse import EncoderReuse  # noqa: E402
+from fusion.robustness.suite import SuiteOptions  # noqa: E402
 from fusion.scoring.evaluate import evaluate_model  # noqa: E402
 from fusion.scoring.scorer import Scorer  # noqa: E402
 from sensors.faults.suites import suite_named  # noqa: E402
@@ -34,22 +37,27 @@ def compare(run: str, suite: str, budgets: list[float]) -> dict:
     split = opened.config.data.val_split
     scorer = Scorer(opened.config.data.root, opened.config.data.version, split)
     reuse = EncoderReuse()
+    data = {"separate": opened.data, "suite": instantiate(opened.config.data)}
     spent, apart, cells = {"separate": 0.0, "suite": 0.0}, 0.0, planned_cells(suite_named(suite), budgets)
 
-    def one(cell, shared):
-        loader = opened.data.evaluation_loader(split, cell.scenario if cell.scenario.steps else None)
+    def one(cell, side: str):
+        loader = data[side].evaluation_loader(split, cell.scenario if cell.scenario.steps else None)
+        shared = reuse if side == "suite" else None
+        reuse.lasting = not cell.scenario.steps
         result = evaluate_model(opened.model, loader, cell.budget, plan_source=opened.plan_source, reuse=shared)
         return scorer.score(result.detections)
 
-    one(cells[0], None)  # warms up
-    for cell in cells:
-        scores = {}
-        for side, shared in (("separate", None), ("suite", reuse)):
-            started = time.process_time()
-            scores[side] = one(cell, shared)
-            spent[side] += time.process_time() - started
-        apart = max(apart, abs(scores["separate"].nds - scores["suite"].nds))
-        apart = max(apart, abs(scores["separate"].mean_ap - scores["suite"].mean_ap))
+    one(cells[0], "separate")  # warms up
+    with data["suite"].holding(split, SuiteOptions().samples_gb) as held:
+        for cell in cells:
+            scores = {}
+            for side in spent:
+                started = time.process_time()
+                scores[side] = one(cell, side)
+                spent[side] += time.process_time() - started
+            apart = max(apart, abs(scores["separate"].nds - scores["suite"].nds))
+            apart = max(apart, abs(scores["separate"].mean_ap - scores["suite"].mean_ap))
+        held_mb = held.num_bytes / 1e6
     samples = f"{len(cells)} cells of {len(scorer.tokens)} samples"
     ratio = spent["separate"] / spent["suite"]
     return {
@@ -62,6 +70,7 @@ def compare(run: str, suite: str, budgets: list[float]) -> dict:
         "greatest_difference": apart,
         "rows_taken": reuse.num_taken,
         "rows_computed": reuse.num_computed,
+        "samples_held_mb": round(held_mb, 1),
     }
 
 

@@ -104,11 +104,59 @@ def test_lost_rows_are_computed_apart_and_put_together_rightly():
     )
 
 
-def test_memory_is_bounded_by_dropping_the_oldest():
-    model, reuse = small_model().eval(), EncoderReuse(1e-4)
+def test_measured_depths_are_part_of_what_is_reused():
+    """The LiDAR gives the lift its depths: other points, another lift, though the pictures are the same."""
+    model, reuse = small_model().eval(), EncoderReuse(1.0)
+    model.cameras.depth_from_lidar = True
+    clean = small_batch(3)
+    points = clean.lidar.points.clone()
+    points[clean.lidar.sample == 1, :2] *= 1.5
+    noisy = replace(clean, lidar=replace(clean.lidar, points=points))
+    wanted = [evaluate_model(model, [batch], plan_source=model.full_plan) for batch in (clean, noisy)]
+    model.cameras.depth_from_lidar = False
+    without = evaluate_model(model, [clean], plan_source=model.full_plan)
+    model.cameras.depth_from_lidar = True
+    scores = [np.concatenate([boxes.score for boxes in one.detections.values()]) for one in (wanted[0], without)]
+    assert len(scores[0]) != len(scores[1]) or np.abs(scores[0] - scores[1]).max() > 1e-3
+    for batch, plain in zip((clean, noisy, clean), (*wanted, wanted[0]), strict=True):
+        same(plain, evaluate_model(model, [batch], plan_source=model.full_plan, reuse=reuse))
+    assert reuse.num_taken > 0
+
+
+def test_encoders_with_more_than_a_picture_are_left_alone():
+    model = small_model()
+    assert [name for name, _ in EncoderReuse._parts(model)][:2] == ["views", "lift"]
+    model.camera_guide = "lidar"
+    guided = [name for name, _ in EncoderReuse._parts(model)]
+    model.camera_guide = None
+    model.cameras.encoder.saved_gflops = lambda: None
+    saving = [name for name, _ in EncoderReuse._parts(model)]
+    assert guided == saving == ["lidar/1", "lidar/2", "radar/1", "radar/2"]
+
+
+def test_memory_is_bounded_and_clean_data_stay():
+    """Passes in turn through more than memory holds: what is clean is found again, the others come and go."""
+    model, reuse = small_model().eval(), EncoderReuse(1.0)
+    clean, others = small_batch(2, 0), [small_batch(2, seed) for seed in (1, 2, 3)]
+
+    def taken(batch, lasting: bool) -> int:
+        before, reuse.lasting = reuse.num_taken, lasting
+        evaluate_model(model, [batch], plan_source=model.full_plan, reuse=reuse)
+        assert reuse._num_bytes == sum(kept.num_bytes for kept in reuse._kept.values()) <= reuse.max_gb * 1e9
+        assert set(reuse._passing) == {key for key, kept in reuse._kept.items() if not kept.lasts}
+        return reuse.num_taken - before
+
+    taken(clean, True)
+    rows = len(reuse._kept)
+    reuse.max_gb = 1.5 * reuse._num_bytes / 1e9
+    for batch in others:
+        assert taken(batch, False) == 0
+        assert taken(clean, False) >= rows
+    assert sum(kept.lasts for kept in reuse._kept.values()) == rows
+    full = EncoderReuse(1e-4)
     for seed in range(3):
-        evaluate_model(model, [small_batch(2, seed)], plan_source=model.full_plan, reuse=reuse)
-        assert reuse._num_bytes == sum(kept.num_bytes for kept in reuse._kept.values()) <= 1e5
+        evaluate_model(model, [small_batch(2, seed)], plan_source=model.full_plan, reuse=full)
+        assert full._num_bytes == sum(kept.num_bytes for kept in full._kept.values()) <= 1e5
 
 
 def test_a_suite_with_and_without_reuse_gives_the_same_cells(wide, scorer, tmp_path):
@@ -117,7 +165,7 @@ def test_a_suite_with_and_without_reuse_gives_the_same_cells(wide, scorer, tmp_p
         torch.manual_seed(0)
         model = small_model().eval()
         folder = tmp_path / f"{reuse_gb}"
-        plan = SuiteOptions(reuse_gb=reuse_gb)
+        plan = SuiteOptions(reuse_gb=reuse_gb, samples_gb=reuse_gb)
         results.append(run_scenarios(model, wide, scorer, (WITHOUT_LIDAR, BLACK), (1.0, 0.7), folder, options=plan))
     for one, other in zip(results[0].cells, results[1].cells, strict=True):
         assert one.error is None

@@ -31,6 +31,11 @@ COMMANDS = {
     "check": "say whether this machine has what dynfusion needs",
 }
 USER_MISTAKE = 2
+AFTER_INTERRUPTION = {
+    **dict.fromkeys(("demo", "synth", "corrupt", "robustness"), "the same command goes on where it stopped"),
+    "train": "dynfusion train resume=RUN goes on from its last checkpoint, where there is one",
+}
+"""What an interrupted command leaves to go on with; the others start from the beginning."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -56,7 +61,8 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         return command.run(rest)
     except KeyboardInterrupt:
-        print("dynfusion: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        then = AFTER_INTERRUPTION.get(name, "the same command starts from the beginning")
+        print(f"dynfusion {name}: interrupted; {then}", file=sys.stderr)
         return 130
     except Exception as error:
         mistake = mistake_of(error)

@@ -1,5 +1,6 @@
 """The command as a user meets it: exit codes, one line for a mistake, nothing half-written."""
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -49,6 +50,30 @@ def test_a_mistake_is_one_line_and_exit_code_2(arguments, expected, capsys, tmp_
     assert expected in printed
     assert len(printed.splitlines()) == 1
     assert not list(tmp_path.iterdir()), "a mistake must leave nothing behind"
+
+
+INTERRUPTED = {
+    "robustness": "the same command goes on where it stopped",
+    "synth": "the same command goes on where it stopped",
+    "train": "dynfusion train resume=RUN goes on",
+    "budgets": "the same command starts from the beginning",
+    "evaluate": "the same command starts from the beginning",
+}
+
+
+@pytest.mark.parametrize("name", INTERRUPTED)
+def test_an_interruption_says_what_is_left(name, capsys, monkeypatch):
+    def stopped(arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(importlib.import_module(f"fusion.commands.{name}"), "run", stopped)
+    assert main([name]) == 130
+    printed = capsys.readouterr().err.strip()
+    assert printed.startswith(f"dynfusion {name}: interrupted; {INTERRUPTED[name]}")
+    assert len(printed.splitlines()) == 1
+    # Who claims to go on says so in the help, too.
+    goes_on = "goes on" in INTERRUPTED[name]
+    assert ("goes on" in COMMANDS[name] + (importlib.import_module(f"fusion.commands.{name}").__doc__)) >= goes_on
 
 
 def test_no_traceback_from_a_real_process(tmp_path):

@@ -23,6 +23,7 @@ class Allocation:
         thresholds: of each exit; infinity for an exit that is off. Empty without exits.
         token_threshold: lead above which a token takes part.
         token_most: largest share of a sample's tokens that may take part.
+        view_rate: share of its own rate at which a camera ViT's token method works.
         mean_cost, standard_error: executed share of the full cost on the calibration set.
         loss: mean detection loss there.
         cap: share of the full cost that no sample can exceed, whatever it shows.
@@ -33,10 +34,15 @@ class Allocation:
     thresholds: tuple[float, ...] = ()
     token_threshold: float = -math.inf
     token_most: float = 1.0
+    view_rate: float = 1.0
     mean_cost: float = math.nan
     standard_error: float = math.nan
     loss: float = math.nan
     cap: float = 1.0
+
+    def exit_thresholds(self, num_early: int) -> tuple[float, ...]:
+        """Of ``num_early`` exits: all off where it says nothing of them."""
+        return self.thresholds or (math.inf,) * num_early
 
 
 class SharedBudget:
@@ -114,12 +120,15 @@ def bounded_route(budget: float) -> Allocation:
 def apply(model: nn.Module, allocation: Allocation, temperatures: Sequence[float] = ()) -> None:
     """Set a model's exits and tokens."""
     if model.exits is not None:
-        thresholds = allocation.thresholds or (math.inf,) * len(model.exits.heads)
+        thresholds = allocation.exit_thresholds(len(model.exits.heads))
         if tuple(thresholds) != model.exits.thresholds or (temperatures and model.exits.temperatures != temperatures):
             model.exits.set_thresholds(thresholds, temperatures or None)
     tokens = tokens_of(model)
     if tokens is not None:
         tokens.set_rate(allocation.token_threshold, allocation.token_most)
+    views = views_of(model)
+    if views is not None:
+        views.set_rate(allocation.view_rate)
 
 
 def open_all(model: nn.Module) -> None:
@@ -132,6 +141,12 @@ def tokens_of(model: nn.Module) -> nn.Module | None:
     last = model.trunk.stages[-1] if getattr(model.trunk, "has_tokens", False) else None
     found = None if last is None else last[1]
     return found if getattr(found, "keep", 1) is None and hasattr(found, "set_rate") else None
+
+
+def views_of(model: nn.Module) -> nn.Module | None:
+    """The camera ViT whose token method has a rate; None without any."""
+    encoder = getattr(getattr(model, "cameras", None), "encoder", None)
+    return encoder if getattr(encoder, "has_rate", False) else None
 
 
 def policy_name(policy: ExitPolicy | None) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,8 +13,14 @@ FILE = "adaptive.json"
 _NAMES = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
 
 
-def write_shared_budget(path: Path, shared: SharedBudget, data: str, num_samples: int) -> None:
-    """As JSON; the file is whole or not there. Infinity is written as a word, since JSON has none."""
+def write_shared_budget(
+    path: Path, shared: SharedBudget, data: str, num_samples: int, report: Mapping[str, list[dict]] | None = None
+) -> None:
+    """As JSON; the file is whole or not there. Infinity is written as a word, since JSON has none.
+
+    Args:
+        report: further tables for a reader, not read back: how well the settings did where they were not found.
+    """
     content = {
         "weights": shared.weights,
         "policy": shared.policy,
@@ -21,6 +28,7 @@ def write_shared_budget(path: Path, shared: SharedBudget, data: str, num_samples
         "data": data,
         "num_samples": num_samples,
         "allocations": [_worded(asdict(one)) for one in shared.allocations],
+        **_worded(dict(report or {})),
     }
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 

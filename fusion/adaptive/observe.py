@@ -1,6 +1,5 @@
 """What every setting of router, exits and tokens would give and cost on a calibration set, sample by sample."""
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -9,29 +8,15 @@ from jaxtyping import Float64
 from torch import Tensor, nn
 
 from datamodules.batch import Batch
-from fusion.adaptive.allocation import Allocation, apply, tokens_of
+from fusion.adaptive.allocation import Allocation, apply
+from fusion.adaptive.reliable import NUM_PEAKS, PeakTable, joined_tables, peak_table
+from fusion.adaptive.settings import Setting, TokenLevel
 from fusion.heads.center import HeadOutput
 from fusion.heads.targets import CenterTargets, center_targets
 from fusion.model import FusionOutput
 from fusion.routing.costs import ALWAYS
 from fusion.routing.plan import ExecutionTrace
 from fusion.trunk.exits_losses import exit_losses
-
-TOKEN_SHARES = (1.0, 0.6, 0.3, 0.0)
-"""Mean shares of tokens that are tried."""
-
-
-@dataclass(frozen=True)
-class Setting:
-    """Of the router and the tokens; what exits do is read from the scores.
-
-    Attributes:
-        route_budget: bound on every route; None: the full route without a router.
-        token_threshold: lead above which tokens take part.
-    """
-
-    route_budget: float | None
-    token_threshold: float = -math.inf
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +29,7 @@ class Observation:
         costs: executed share of the full cost up to each exit, all early heads and merges run.
         head_costs: of each early exit's head; what is saved where an exit is off.
         merge_cost: of each sample, the merge for the first exit, saved where that exit is off.
+        peaks: of every exit.
     """
 
     setting: Setting
@@ -52,6 +38,7 @@ class Observation:
     costs: Float64[Tensor, "n k"]
     head_costs: tuple[float, ...]
     merge_cost: Float64[Tensor, "n"]
+    peaks: PeakTable
 
     def costs_with(self, is_on: Sequence[bool]) -> Float64[Tensor, "n k"]:
         """Costs where only some of the exits run."""
@@ -64,7 +51,7 @@ class Observation:
     def select(self, rows: Tensor) -> "Observation":
         """Some of the samples."""
         parts = (getattr(self, name)[rows] for name in ("scores", "losses", "costs"))
-        return Observation(self.setting, *parts, self.head_costs, self.merge_cost[rows])
+        return Observation(self.setting, *parts, self.head_costs, self.merge_cost[rows], self.peaks.select(rows))
 
 
 @dataclass
@@ -73,6 +60,7 @@ class _Rows:
     losses: list[Tensor] = field(default_factory=list)
     costs: list[Tensor] = field(default_factory=list)
     merges: list[Tensor] = field(default_factory=list)
+    peaks: list[PeakTable] = field(default_factory=list)
 
 
 @torch.inference_mode()
@@ -80,12 +68,13 @@ def observe(
     model: nn.Module,
     batches: Iterable[Batch],
     route_budgets: Sequence[float | None],
-    token_thresholds: Sequence[float],
+    levels: Sequence[TokenLevel],
     progress: Callable[[int], None] | None = None,
 ) -> list[Observation]:
-    """Run a labelled set under every pair of a bound on the route and a token threshold, nobody leaving early.
+    """Run a labelled set under every pair of a bound on the route and a level of the tokens, nobody leaving early.
 
-    The encoders run once for each bound; what comes after the last exit runs once more for each further threshold.
+    The encoders run once for each bound and rate of the camera ViT; for each further threshold of the BEV tokens only
+    what comes after the last exit runs once more.
 
     Args:
         model: a FusionModel, in evaluation mode; left with everything open.
@@ -94,7 +83,7 @@ def observe(
     Raises:
         ValueError: no samples, or samples without labels.
     """
-    rows = {Setting(b, t): _Rows() for b in route_budgets for t in token_thresholds}
+    rows = {_setting(bound, level): _Rows() for bound in route_budgets for level in levels}
     num_boxes = num_samples = 0
     shared, model.shared_budget = model.shared_budget, None
     try:
@@ -104,7 +93,7 @@ def observe(
             targets = center_targets(batch.boxes, len(batch), model.head.grid)
             num_boxes, num_samples = num_boxes + len(targets.sample), num_samples + len(batch)
             for bound in route_budgets:
-                for setting, output in _passes(model, batch, bound, token_thresholds):
+                for setting, output in _passes(model, batch, bound, levels):
                     _note(rows[setting], model, output, targets)
             if progress is not None:
                 progress(done)
@@ -125,55 +114,46 @@ def observe(
             torch.cat(own.costs) / full,
             heads,
             torch.cat(own.merges) / full,
+            joined_tables(own.peaks),
         )
         for setting, own in rows.items()
     ]
 
 
-def token_thresholds(
-    model: nn.Module, batches: Iterable[Batch], shares: Sequence[float] = TOKEN_SHARES
-) -> tuple[float, ...]:
-    """Leads above which about these shares of all tokens of a set lie, at the full route; (-inf,) without tokens."""
-    tokens, leads = tokens_of(model), []
-    if tokens is None:
-        return (-math.inf,)
-    apply(model, Allocation(1.0, 1.0))
-    with torch.inference_mode():
-        for batch in batches:
-            model(batch, plan=model.full_plan(batch))
-            leads.append(tokens.last_use.leads.flatten().float())
-    every = torch.cat(leads).sort(descending=True).values
-    places = [min(int(share * len(every)), len(every) - 1) for share in shares]
-    ends = {1.0: -math.inf, 0.0: math.inf}
-    return tuple(ends.get(share, float(every[place])) for share, place in zip(shares, places, strict=True))
+def _setting(bound: float | None, level: TokenLevel) -> Setting:
+    return Setting(bound, level.threshold, level.view_rate)
 
 
-def _passes(model: nn.Module, batch: Batch, bound: float | None, thresholds: Sequence[float]):
+def _passes(model: nn.Module, batch: Batch, bound: float | None, levels: Sequence[TokenLevel]):
     """(setting, output) of one batch under one bound; every exit answers for every sample."""
     repeats = model.exits is None or (model.exits.combine is None and not model.exits.cascade)
     kept: list[Tensor] = []
     hooks = [stage.register_forward_pre_hook(lambda _, given: kept.append(given[0])) for stage in model.trunk.stages]
     try:
-        output = _run(model, batch, bound, thresholds[0])
+        output = _run(model, batch, bound, levels[0])
     finally:
         for hook in hooks:
             hook.remove()
-    yield Setting(bound, thresholds[0]), output
-    levels, first_saved = kept[1:], _saved(model)
-    for threshold in thresholds[1:]:
-        if not repeats:
-            yield Setting(bound, threshold), _run(model, batch, bound, threshold)
+    yield _setting(bound, levels[0]), output
+    maps, first_saved = kept[1:], _saved(model)
+    for level in levels[1:]:
+        if not repeats or level.view_rate != levels[0].view_rate:
+            yield _setting(bound, level), _run(model, batch, bound, level)
             continue
-        apply(model, Allocation(1.0, 1.0, token_threshold=threshold))
-        head = model.head(model.trunk.neck([*levels, model.trunk.stages[-1](levels[-1])]))
+        _apply(model, level)
+        head = model.head(model.trunk.neck([*maps, model.trunk.stages[-1](maps[-1])]))
         yield (
-            Setting(bound, threshold),
+            _setting(bound, level),
             _again(output, head, [new - old for new, old in zip(_saved(model), first_saved, strict=True)]),
         )
 
 
-def _run(model: nn.Module, batch: Batch, bound: float | None, threshold: float) -> FusionOutput:
-    apply(model, Allocation(1.0, 1.0, token_threshold=threshold))
+def _apply(model: nn.Module, level: TokenLevel) -> None:
+    apply(model, Allocation(1.0, 1.0, token_threshold=level.threshold, view_rate=level.view_rate))
+
+
+def _run(model: nn.Module, batch: Batch, bound: float | None, level: TokenLevel) -> FusionOutput:
+    _apply(model, level)
     if model.exits is not None:
         model.exits.observing = True
     plan = model.full_plan(batch) if bound is None else None
@@ -202,6 +182,8 @@ def _note(rows: _Rows, model: nn.Module, output: FusionOutput, targets: CenterTa
     rows.scores.append(output.head.heatmap.new_zeros(len(costs), 0) if run is None else run.scores)
     rows.losses.append(exit_losses(answers, targets) * max(len(targets.sample), 1))
     rows.costs.append(costs)
+    num_peaks = NUM_PEAKS if model.exits is None else model.exits.num_peaks
+    rows.peaks.append(peak_table(answers, targets, model.head.grid, num_peaks))
     rows.merges.append(torch.where(merges > 1, model.prices().always["merge"], 0.0).double())
 
 

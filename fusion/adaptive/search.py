@@ -9,9 +9,9 @@ import torch
 
 from fusion.adaptive.allocation import Allocation, bounded_route
 from fusion.adaptive.observe import Observation
-from fusion.trunk.exits_calibration import exits_of
 
 TECHNIQUES = ("router", "exits", "tokens")
+_MOST_COMBINATIONS = 2000
 
 
 @dataclass(frozen=True)
@@ -27,39 +27,62 @@ class Candidate:
     uses: frozenset[str]
 
 
-def candidates(observations: Sequence[Observation], num_levels: int = 13) -> list[Candidate]:
+def candidates(observations: Sequence[Observation], num_levels: int = 41) -> list[Candidate]:
     """Every observed setting with every combination of exit thresholds on a grid of quantiles.
 
     Args:
-        num_levels: quantiles tried per exit, from everybody (0) to nobody (infinity).
+        num_levels: quantiles tried per exit, from everybody (0) to nobody (infinity); fewer with many exits. Steps of
+            a few percent of the samples: with coarse ones a budget is kept, but not made use of.
     """
     return [one for observed in observations for one in _of_setting(observed, num_levels)]
 
 
 def _of_setting(observed: Observation, num_levels: int) -> list[Candidate]:
-    setting, found = observed.setting, []
-    columns = [_levels(observed.scores[:, number], num_levels) for number in range(observed.scores.shape[1])]
-    base = set() if setting.route_budget is None else {"router"}
-    base |= {"tokens"} if setting.token_threshold > -math.inf else set()
-    for thresholds in product(*columns):
-        costs = observed.costs_with([threshold < math.inf for threshold in thresholds])
-        left = exits_of(observed.scores, thresholds)[:, None]
-        cost, loss = costs.gather(1, left)[:, 0], observed.losses.gather(1, left).mean()
-        error = float(cost.std() / len(cost) ** 0.5) if len(cost) > 1 else math.nan
-        uses = base | ({"exits"} if any(threshold < math.inf for threshold in thresholds) else set())
-        cap = 1.0 if setting.route_budget is None else setting.route_budget
-        allocation = Allocation(
-            budget=float(cost.mean()),
-            route_budget=setting.route_budget,
-            thresholds=tuple(thresholds),
-            token_threshold=setting.token_threshold,
-            mean_cost=float(cost.mean()),
-            standard_error=error,
-            loss=float(loss),
-            cap=cap,
-        )
-        found.append(Candidate(allocation, frozenset(uses)))
+    num_early = observed.scores.shape[1]
+    num_levels = min(num_levels, max(int(_MOST_COMBINATIONS ** (1 / max(num_early, 1))), 3))
+    columns = [_levels(observed.scores[:, number], num_levels) for number in range(num_early)]
+    found = []
+    for is_on in product((True, False), repeat=num_early):
+        own = [[v for v in column if (v < math.inf) == on] for column, on in zip(columns, is_on, strict=True)]
+        combinations = list(product(*own))
+        if combinations:
+            found += _of_pattern(observed, is_on, combinations)
     return found
+
+
+def _of_pattern(
+    observed: Observation, is_on: tuple[bool, ...], combinations: Sequence[tuple[float, ...]]
+) -> list[Candidate]:
+    """Combinations in which the same exits are on, all at once."""
+    setting, num_samples = observed.setting, len(observed.scores)
+    limits = torch.tensor(combinations, dtype=torch.float64).view(len(combinations), 1, len(is_on))
+    accepts = (observed.scores >= limits) & (limits < math.inf)  # m n e
+    always = torch.ones(*accepts.shape[:2], 1, dtype=torch.bool)
+    left = torch.cat([accepts, always], dim=2).int().argmax(dim=2)
+    rows = torch.arange(num_samples)
+    costs, losses = observed.costs_with(is_on)[rows, left], observed.losses[rows, left]  # m n
+    errors = costs.std(dim=1) / num_samples**0.5 if num_samples > 1 else torch.full((len(costs),), math.nan)
+    uses = {"exits"} if any(is_on) else set()
+    uses |= set() if setting.route_budget is None else {"router"}
+    uses |= {"tokens"} if setting.token_threshold > -math.inf or setting.view_rate < 1 else set()
+    columns = (costs.mean(dim=1).tolist(), errors.tolist(), losses.mean(dim=1).tolist())
+    return [
+        Candidate(
+            Allocation(
+                budget=cost,
+                route_budget=setting.route_budget,
+                thresholds=thresholds,
+                token_threshold=setting.token_threshold,
+                view_rate=setting.view_rate,
+                mean_cost=cost,
+                standard_error=error,
+                loss=loss,
+                cap=1.0 if setting.route_budget is None else setting.route_budget,
+            ),
+            frozenset(uses),
+        )
+        for thresholds, cost, error, loss in zip(combinations, *columns, strict=True)
+    ]
 
 
 def allocated(

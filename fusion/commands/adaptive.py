@@ -4,7 +4,8 @@ dynfusion adaptive merge=[RUN,...] [out=FILE.md]
 One budget for router, early exits and tokens. Runs a labelled split under a grid of routes and token rates, chooses for
 each budget the bound on the route, the exits' thresholds and the token rate of least loss that keep it on average, and
 writes RUN/adaptive.json: evaluate and robustness then use it wherever they are given a budget. cap is the share of the
-full cost that no single sample may exceed.
+full cost that no single sample may exceed. It also says how well the exits' probabilities are calibrated, and what
+budgets cost on scenes that their settings were not found on.
 
 ablation=true also scores router, exits and tokens alone, in pairs and together at every budget, each sample with
 settings found on other scenes, one sample at a time, and writes RUN/ablation.json. merge joins those of several runs.
@@ -50,6 +51,7 @@ def run(arguments: list[str]) -> int:
 
 def calibrate_run(options: Options, overrides: list[str], console) -> None:
     """Observe, allocate, write; and the ablation where it is asked for."""
+    from fusion.adaptive.ablation import ablation_table, fold_candidates
     from fusion.adaptive.allocation import SharedBudget, policy_name
     from fusion.adaptive.files import FILE, write_shared_budget
     from fusion.adaptive.search import allocated, candidates
@@ -65,9 +67,11 @@ def calibrate_run(options: Options, overrides: list[str], console) -> None:
     budgets = checked_budgets(options, model.min_budget)
     # Each sample by itself, kept in memory: they are run many times.
     batches = list(opened.data.evaluation_loader(split, batch_size=1))
+    folds = scene_halves(batches, needed=options.ablation)
     started = time.monotonic()
     with console.status("") as status:
-        observations = observed(model, batches, lambda text: status.update(text))
+        calibrated = calibrated_exits(model, batches, folds, status.update)
+        observations = observed(model, batches, status.update)
         found = candidates(observations)
         chosen = [allocated(found, budget, cap=options.cap) for budget in budgets]
         exits = model.exits
@@ -77,17 +81,61 @@ def calibrate_run(options: Options, overrides: list[str], console) -> None:
             model_word(model),
             policy_name(None if exits is None else exits.policy),
         )
-        write_shared_budget(opened.directory.path / FILE, shared, split, len(batches))
-        console.print(allocation_table(chosen))
+        halves = None if folds is None else fold_candidates(observations, folds)
+        report, tables = reported(observations, chosen, calibrated, halves, folds, options.cap)
+        write_shared_budget(opened.directory.path / FILE, shared, split, len(batches), report)
+        for table in tables:
+            console.print(table)
         if options.ablation:
-            cells = ablated(opened, batches, observations, budgets, options.cap, lambda text: status.update(text))
-            path = opened.directory.path / "ablation.json"
-            write_ablation(path, cells, split, len(batches))
+            cells = ablated(opened, batches, halves, folds, budgets, options.cap, status.update)
+            write_ablation(opened.directory.path / "ablation.json", cells, split, len(batches))
     if options.ablation:
-        from fusion.adaptive.ablation import ablation_table
-
         console.print(ablation_table([cells]), markup=False, soft_wrap=True)
     console.print(f"done in {(time.monotonic() - started) / 60:.1f} minutes", highlight=False)
+
+
+def scene_halves(batches: list, needed: bool) -> list[int] | None:
+    """0 or 1 for each sample, whole scenes together; None for a single scene, of which nothing can be held out.
+
+    Raises:
+        ValueError: a single scene where halves are ``needed``.
+    """
+    from fusion.adaptive.ablation import folds_by_scene
+
+    several = len({scene for batch in batches for scene in batch.scenes}) > 1
+    return folds_by_scene(batches) if several or needed else None
+
+
+def calibrated_exits(model, batches: list, folds: list[int] | None, say) -> list:
+    """Temperatures of all exits at the full route; the policy's scores are taken with them from here on."""
+    from fusion.adaptive.observe import observe
+    from fusion.adaptive.reliable import calibrate_exits, set_temperatures
+    from fusion.adaptive.settings import TokenLevel
+
+    say("temperatures of the exits")
+    (full,) = observe(model, batches, [None], [TokenLevel()])
+    found = calibrate_exits(full.peaks, folds)
+    set_temperatures(model, found)
+    return found
+
+
+def reported(observations, chosen: list, calibrated: list, halves, folds: list[int] | None, cap: float):
+    """What adaptive.json says beside the settings, and the tables to print."""
+    from fusion.adaptive.held_out import held_out
+    from fusion.adaptive.reliable import calibrate_answers
+    from fusion.adaptive.tables import allocation_table, held_out_table, reliability_table
+
+    tables = {one.setting: (one.scores, one.peaks) for one in observations}
+    placed = [(next((s for s in tables if s.belongs_to(one)), None), one) for one in chosen]
+    answers = calibrate_answers(tables, placed, [one.temperature for one in calibrated])
+    report = {"exits": [asdict(one) for one in calibrated], "answers": [asdict(one) for one in answers]}
+    shown = [allocation_table(chosen), reliability_table(calibrated, answers, folds is not None)]
+    if folds is not None:
+        rows = [held_out(observations, halves, folds, one.budget, cap) for one in chosen]
+        rows = [row for row in rows if row is not None]
+        report["held_out"] = [row.row() for row in rows]
+        shown.append(held_out_table(rows))
+    return report, shown
 
 
 def checked_budgets(options: Options, min_budget: float) -> list[float]:
@@ -110,37 +158,37 @@ def checked_budgets(options: Options, min_budget: float) -> list[float]:
 
 def observed(model, batches: list, say):
     """Observations over a grid of routes and token rates."""
-    from fusion.adaptive.observe import observe, token_thresholds
+    from fusion.adaptive.observe import observe
+    from fusion.adaptive.settings import token_levels
 
     least = model.min_budget
     bounds = [least + (1 - least) * step / 7 for step in range(8)]
-    thresholds = token_thresholds(model, batches[:: max(len(batches) // 16, 1)])
+    levels = token_levels(model, batches[:: max(len(batches) // 16, 1)])
     return observe(
         model,
         batches,
         [None, *bounds],
-        thresholds,
+        levels,
         progress=lambda done: say(f"observing: sample {done} of {len(batches)}"),
     )
 
 
-def ablated(opened, batches: list, observations, budgets: list[float], cap: float, say) -> list:
+def ablated(opened, batches: list, halves, folds: list[int], budgets: list[float], cap: float, say) -> list:
     """Every mix of techniques at every budget that it can keep."""
-    from fusion.adaptive.ablation import MIXES, allocations_of, fold_candidates, folds_by_scene, run_cell
+    from fusion.adaptive.ablation import MIXES, allocations_of, run_cell
     from fusion.scoring.scorer import Scorer
 
     data = opened.config.data
     scorer = Scorer(data.root, data.version, data.val_split)
-    folds = folds_by_scene(batches)
-    found, cells, done = fold_candidates(observations, folds), [], {}
+    cells, done = [], {}
     for budget in budgets:
         for mix in MIXES:
             say(f"ablation: budget {budget:.2f}, {' + '.join(mix)}")
-            own = allocations_of(found, budget, mix, cap)
+            own = allocations_of(halves, budget, mix, cap)
             if own is None:
                 continue
             # What is set the same runs the same: it is not run again.
-            key = repr([(one.route_budget, one.thresholds, one.token_threshold) for one in own.values()])
+            key = repr([(a.route_budget, a.thresholds, a.token_threshold, a.view_rate) for a in own.values()])
             if key not in done:
                 done[key] = run_cell(opened.model, batches, folds, own, scorer.score, mix, budget)
             cells.append(replace(done[key], mix="+".join(mix), budget=budget))
@@ -176,23 +224,3 @@ def merged(options: Options) -> str:
     if options.out:
         write_text(Path(options.out), text)
     return text
-
-
-def allocation_table(allocations: list):
-    """What was chosen for each budget."""
-    from rich.table import Table
-
-    table = Table(title="settings by budget")
-    for heading in ("budget", "mean cost", "no sample above", "route within", "exit thresholds", "token lead", "loss"):
-        table.add_column(heading, justify="right")
-    for one in allocations:
-        table.add_row(
-            f"{one.budget:.3f}",
-            f"{one.mean_cost:.3f} ± {one.standard_error:.3f}",
-            f"{one.cap:.3f}",
-            "full route" if one.route_budget is None else f"{one.route_budget:.3f}",
-            ", ".join(f"{value:.3f}" for value in one.thresholds) or "none",
-            f"{one.token_threshold:.2f}",
-            f"{one.loss:.3f}",
-        )
-    return table

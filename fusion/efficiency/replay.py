@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from datamodules.batch import Batch
-from fusion.adaptive.allocation import tokens_of
+from fusion.adaptive.allocation import tokens_of, views_of
 from fusion.encoders.guide import guide_points
 from fusion.encoders.lift import ViewRows
 from fusion.encoders.measured_depth import newest_sweep
@@ -59,15 +59,18 @@ def at_rest(model: FusionModel) -> Iterator[FusionModel]:
 
     The model's settings come back at the end.
     """
-    exits, tokens, shared = model.exits, tokens_of(model), model.shared_budget
+    exits, tokens, views, shared = model.exits, tokens_of(model), views_of(model), model.shared_budget
     thresholds = None if exits is None else exits.thresholds
     rate = None if tokens is None else (tokens.threshold, tokens.most)
+    view_rate = None if views is None else views.rate
     try:
         model.shared_budget = None
         if exits is not None:
             exits.set_thresholds([math.inf] * len(exits.heads))
         if tokens is not None:
             tokens.set_rate()
+        if views is not None:
+            views.set_rate(1.0)
         yield model
     finally:
         model.shared_budget = shared
@@ -75,6 +78,8 @@ def at_rest(model: FusionModel) -> Iterator[FusionModel]:
             exits.set_thresholds(thresholds)
         if tokens is not None:
             tokens.set_rate(*rate)
+        if views is not None:
+            views.set_rate(view_rate)
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,6 +28,9 @@ class VitViewEncoder(nn.Module):
         neck_channels: of the two convolutions after the ViT.
         backbone_options: further arguments for timm, e.g. ``{"depth": 4, "embed_dim": 64, "num_heads": 4}``.
 
+    Attributes:
+        rate: share of its own rate that the token method works at in evaluation, see ``set_rate``.
+
     Raises:
         ValueError: a backbone that is no plain ViT: its tokens cannot be dropped.
     """
@@ -53,6 +56,7 @@ class VitViewEncoder(nn.Module):
             raise ValueError(_no_vit(backbone, type(vit).__name__))
         vit.norm = nn.Identity() if vit.norm is None else vit.norm
         self.vit, self.method = vit, method if method is not None else Dense()
+        self.rate, self._saved = 1.0, None
         self.channels, self.num_depths, self.stride = channels, num_depths, vit.patch_embed.patch_size[0]
         self.neck = nn.Sequential(
             nn.Conv2d(vit.embed_dim, neck_channels, 1),
@@ -71,6 +75,8 @@ class VitViewEncoder(nn.Module):
             images: RGB in [0, 1]; sides must be multiples of the patch.
         """
         num_rows, _, height, width = images.shape
+        if self.has_rate:
+            self.method.rate = 1.0 if self.training else self.rate
         if height % self.stride or width % self.stride:
             raise ValueError(
                 f"expected image sides that are multiples of {self.stride}, got {height}x{width}; "
@@ -81,6 +87,7 @@ class VitViewEncoder(nn.Module):
             return ViewFeatures(images.new_zeros(0, self.channels, *size), images.new_zeros(0, self.num_depths, *size))
         tokens = self.tokens((images - self.mean) / self.std)
         patches = self.vit.norm(self.method(self.vit.blocks, tokens, self.vit.num_prefix_tokens))
+        self._saved = None if self.training else self._savings(num_rows, size)
         head = self.neck(patches.transpose(1, 2).unflatten(2, size))
         return ViewFeatures(head[:, : self.channels], head[:, self.channels :])
 
@@ -89,19 +96,61 @@ class VitViewEncoder(nn.Module):
         return self.vit.norm_pre(self.vit._pos_embed(self.vit.patch_embed(images)))
 
     def gflops(self, image_size_px: tuple[int, int]) -> float:
-        """Forward GFLOPs of one view of this height and width."""
+        """Forward GFLOPs of one view of this height and width, at the method's own rate: the most that it costs."""
         size = (image_size_px[0] // self.stride, image_size_px[1] // self.stride)
-        block = self.vit.blocks[0]
-        method = self.method.gflops(
-            self.vit.embed_dim,
-            len(self.vit.blocks),
-            self.vit.num_prefix_tokens,
-            size[0] * size[1],
-            block.mlp.fc1.out_features / self.vit.embed_dim,
-        )
         patch = self.vit.patch_embed.proj
         embedding = 2e-9 * patch.weight.numel() * size[0] * size[1]
-        return embedding + method + counted_gflops(self.neck, (1, self.vit.embed_dim, *size))
+        blocks = self.block_gflops(size[0] * size[1])
+        return embedding + blocks + counted_gflops(self.neck, (1, self.vit.embed_dim, *size))
+
+    def block_gflops(self, num_patches: int, rate: float = 1.0) -> float:
+        """What the blocks cost of one view at a share of the method's own rate."""
+        dim, depth, num_prefix, mlp_ratio = self._sizes()
+        set_to = getattr(self.method, "rate", None)
+        try:
+            if self.has_rate:
+                self.method.rate = rate
+            return self.method.gflops(dim, depth, num_prefix, num_patches, mlp_ratio)
+        finally:
+            if self.has_rate:
+                self.method.rate = set_to
+
+    @property
+    def has_rate(self) -> bool:
+        """Whether ``set_rate`` can change how many tokens take part."""
+        return getattr(self.method, "rate", None) is not None
+
+    def set_rate(self, rate: float) -> None:
+        """Fewer tokens at evaluation than the method is made for: 1 is its own rate, which is what views are priced at.
+
+        Raises:
+            ValueError: a rate outside (0, 1], or a method without one.
+        """
+        if not 0 < rate <= 1 or not (self.has_rate or rate == 1):
+            raise ValueError(
+                f"expected a rate in (0, 1] of EVit, ToMe, GuidedKeep or DynamicVit with keep below 1, got {rate:g} of "
+                f"{type(self.method).__name__}; change the method"
+            )
+        self.rate = float(rate)
+
+    def saved_gflops(self) -> Float[Tensor, "r"] | None:
+        """What each row of the last pass at evaluation saved of ``gflops``; None for nothing."""
+        return self._saved
+
+    def _savings(self, num_rows: int, size: tuple[int, int]) -> Float[Tensor, "r"] | None:
+        dim, depth, num_prefix, mlp_ratio = self._sizes()
+        if hasattr(self.method, "saved_gflops"):
+            return self.method.saved_gflops(dim, depth, num_prefix, mlp_ratio)
+        if self.rate == 1:
+            return None
+        less = self.block_gflops(size[0] * size[1]) - self.block_gflops(size[0] * size[1], self.rate)
+        return torch.full((num_rows,), less, dtype=torch.float64)
+
+    def _sizes(self) -> tuple[int, int, int, float]:
+        """Width, blocks, prefix tokens and hidden share of the MLP, as token methods are asked for their price."""
+        vit = self.vit
+        hidden = vit.blocks[0].mlp.fc1.out_features
+        return vit.embed_dim, len(vit.blocks), vit.num_prefix_tokens, hidden / vit.embed_dim
 
 
 def _no_vit(name: str, got: str) -> str:

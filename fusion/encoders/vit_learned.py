@@ -28,6 +28,8 @@ class DynamicVit(nn.Module):
         keep: share of the remaining patches that stays each time; 1 is the dense ViT.
 
     Attributes:
+        rate: factor on ``keep`` at evaluation, set by ``VitViewEncoder.set_rate``; None where ``keep`` is 1, whose
+            predictors nothing has taught.
         last_shares: mean of the kept shares over the last training batch, one per predictor, with gradients.
     """
 
@@ -35,7 +37,7 @@ class DynamicVit(nn.Module):
         super().__init__()
         if not 0 < keep <= 1:
             raise ValueError(f"expected keep in (0, 1], got {keep}")
-        self.at, self.keep = tuple(at), keep
+        self.at, self.keep, self.rate = tuple(at), keep, 1.0 if keep < 1 else None
         self.local = nn.ModuleList(nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.GELU()) for _ in self.at)
         self.score = nn.ModuleList(
             nn.Sequential(nn.Linear(dim, dim // 2), nn.GELU(), nn.Linear(dim // 2, 2)) for _ in self.at
@@ -70,7 +72,7 @@ class DynamicVit(nn.Module):
         for number in range(depth):
             if number in self.at and self.keep < 1:
                 total += 2e-9 * num_patches * (dim * dim + dim * (dim // 2) + dim)
-                num_patches = max(round(self.keep * num_patches), 1)
+                num_patches = max(round(self.keep * self.rate * num_patches), 1)
             total += block_gflops(dim, num_prefix + num_patches, mlp_ratio)
         return total
 
@@ -101,7 +103,8 @@ class DynamicVit(nn.Module):
                 canvas = scattered(canvas, cells, patches)
                 logits = self.logits(self.at.index(number), patches, torch.ones_like(patches[..., 0]))
                 lead = logits[..., 1] - logits[..., 0]
-                best = lead.topk(max(round(self.keep * lead.shape[1]), 1), dim=1).indices.sort(dim=1).values
+                count = max(round(self.keep * self.rate * lead.shape[1]), 1)
+                best = lead.topk(count, dim=1).indices.sort(dim=1).values
                 cells = cells.gather(1, best)
                 tokens = torch.cat([tokens[:, :num_prefix], gathered(patches, best)], dim=1)
             tokens = block(tokens)
@@ -170,6 +173,20 @@ class AVit(nn.Module):
     def gflops(self, dim: int, depth: int, num_prefix: int, num_patches: int, mlp_ratio: float | int) -> float:
         """Of a picture in which nothing halts: the most."""
         return Dense().gflops(dim, depth, num_prefix, num_patches, mlp_ratio)
+
+    def saved_gflops(self, dim: int, depth: int, num_prefix: int, mlp_ratio: float | int) -> Float[Tensor, "r"] | None:
+        """What each picture of the last batch saved of that by patches that had halted; None where all went on."""
+        if self.never or self.last_depths is None:
+            return None
+        rows, num_patches = self.last_depths.shape
+        saved = [depth * block_gflops(dim, num_prefix + num_patches, mlp_ratio)] * rows
+        for number in range(depth):
+            going = (self.last_depths > number).sum(dim=1).tolist()
+            saved = [
+                left - block_gflops(dim, num_prefix + count, mlp_ratio)
+                for left, count in zip(saved, going, strict=True)
+            ]
+        return torch.tensor(saved, dtype=torch.float64)
 
     def __getstate__(self) -> dict:
         """Copies do not take the last batch along: it may hang on a graph."""

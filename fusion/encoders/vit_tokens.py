@@ -45,12 +45,15 @@ class EVit:
     Args:
         at: numbers of the blocks that drop, between their attention and their MLP.
         keep: share of the patches that stays, each time; 1 is the dense ViT.
+
+    Attributes:
+        rate: factor on ``keep``, set by ``VitViewEncoder.set_rate``.
     """
 
     def __init__(self, at: Sequence[int] = (3, 6, 9), keep: float | int = 0.7):
         if not 0 < keep <= 1:
             raise ValueError(f"expected keep in (0, 1], got {keep}")
-        self.at, self.keep = tuple(at), keep
+        self.at, self.keep, self.rate = tuple(at), keep, 1.0
 
     def __call__(self, blocks: Blocks, tokens: Float[Tensor, "r m c"], num_prefix: int) -> Float[Tensor, "r n c"]:
         if num_prefix == 0:
@@ -58,13 +61,13 @@ class EVit:
         canvas = tokens[:, num_prefix:]
         cells = torch.arange(canvas.shape[1], device=tokens.device).expand(len(tokens), -1)
         for number, block in enumerate(blocks):
-            if number not in self.at or self.keep == 1:
+            if number not in self.at or self.keep * self.rate == 1:
                 tokens = block(tokens)
                 continue
             tokens, scores = _attended_from_class(block, tokens, num_prefix)
             patches = tokens[:, num_prefix:]
             order = scores.argsort(dim=1, descending=True)
-            count = _count(self.keep, patches.shape[1])
+            count = _count(self.keep * self.rate, patches.shape[1])
             best, rest = order[:, :count].sort(dim=1).values, order[:, count:]
             gone, weight = gathered(patches, rest), scores.gather(1, rest)[..., None].to(patches.dtype)
             canvas = scattered(canvas, cells.gather(1, rest), gone)
@@ -79,8 +82,8 @@ class EVit:
         total = 0.0
         for number in range(depth):
             before = num_prefix + num_patches
-            if number in self.at and self.keep < 1:
-                num_patches, num_prefix = _count(self.keep, num_patches), num_prefix + 1
+            if number in self.at and self.keep * self.rate < 1:
+                num_patches, num_prefix = _count(self.keep * self.rate, num_patches), num_prefix + 1
             total += _split_gflops(dim, before, num_prefix + num_patches, mlp_ratio)
         return total
 
@@ -94,31 +97,39 @@ class ToMe:
     Args:
         merged: patches merged away in each block, at most half; 0 is the dense ViT. One number for all blocks, or one
             for each of the first blocks (none are merged afterwards).
+
+    Attributes:
+        rate: set by ``VitViewEncoder.set_rate``; below 1 all blocks together merge away a further 1 - rate of the
+            patches, each as many.
     """
 
     def __init__(self, merged: int | Sequence[int] = 32):
-        self.merged = merged if isinstance(merged, int) else tuple(merged)
+        self.merged, self.rate = merged if isinstance(merged, int) else tuple(merged), 1.0
         if min([merged] if isinstance(merged, int) else merged, default=0) < 0:
             raise ValueError(f"expected merged of at least 0, got {merged}")
 
-    def count(self, number: int, num_patches: int) -> int:
-        """How many block ``number`` merges away."""
-        if isinstance(self.merged, int):
-            return min(self.merged, num_patches // 2)
-        return min(self.merged[number], num_patches // 2) if number < len(self.merged) else 0
+    def counts(self, depth: int, num_patches: int) -> list[int]:
+        """How many each of ``depth`` blocks merges away."""
+        found, extra = [], (1 - self.rate) * num_patches / depth
+        for number in range(depth):
+            own = self.merged if isinstance(self.merged, int) else (*self.merged, *[0] * depth)[number]
+            own += round(extra * (number + 1)) - round(extra * number)
+            found.append(min(own, num_patches // 2))
+            num_patches -= found[-1]
+        return found
 
     def __call__(self, blocks: Blocks, tokens: Float[Tensor, "r m c"], num_prefix: int) -> Float[Tensor, "r n c"]:
-        if not any(self.count(number, 2) for number in range(len(blocks))):
-            return Dense()(blocks, tokens, num_prefix)
         num_patches = tokens.shape[1] - num_prefix
+        counts = self.counts(len(blocks), num_patches)
+        if not any(counts):
+            return Dense()(blocks, tokens, num_prefix)
         source = torch.arange(num_patches, device=tokens.device).expand(len(tokens), -1)
         size = tokens.new_ones(len(tokens), num_patches)
-        for number, block in enumerate(blocks):
+        for count, block in zip(counts, blocks, strict=True):
             query, key, value = (part.transpose(1, 2) for part in qkv_of(block.attn, block.norm1(tokens)))
             bias = functional.pad(size.log(), (num_prefix, 0))[:, None, None]
             mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=bias.to(query.dtype))
             tokens = after_attention(block, tokens, projected(block.attn, mixed.transpose(1, 2)))
-            count = self.count(number, size.shape[1])
             if count:
                 patches, size, moved = merge_alike(tokens[:, num_prefix:], key.mean(dim=1)[:, num_prefix:], size, count)
                 tokens = torch.cat([tokens[:, :num_prefix], patches], dim=1)
@@ -129,8 +140,7 @@ class ToMe:
     def gflops(self, dim: int, depth: int, num_prefix: int, num_patches: int, mlp_ratio: float | int) -> float:
         """With the products of the matching."""
         total = 0.0
-        for number in range(depth):
-            count = self.count(number, num_patches)
+        for count in self.counts(depth, num_patches):
             total += _split_gflops(dim, num_prefix + num_patches, num_prefix + num_patches - count, mlp_ratio)
             total += 2e-9 * (num_patches / 2) ** 2 * dim / 6 if count else 0.0  # heads are averaged: dim / heads
             num_patches -= count
@@ -174,27 +184,28 @@ class GuidedKeep:
 
     Attributes:
         scores: of each patch, set for each batch, for example from ``point_scores``; higher stays.
+        rate: factor on ``keep``, set by ``VitViewEncoder.set_rate``.
     """
 
     def __init__(self, keep: float | int = 0.5):
         if not 0 < keep <= 1:
             raise ValueError(f"expected keep in (0, 1], got {keep}")
-        self.keep = keep
+        self.keep, self.rate = keep, 1.0
         self.scores: Tensor | None = None
 
     def __call__(self, blocks: Blocks, tokens: Float[Tensor, "r m c"], num_prefix: int) -> Float[Tensor, "r n c"]:
-        if self.keep == 1:
+        if self.keep * self.rate == 1:
             return Dense()(blocks, tokens, num_prefix)
         canvas = tokens[:, num_prefix:]
         if self.scores is None or self.scores.shape != canvas.shape[:2]:
             got = None if self.scores is None else tuple(self.scores.shape)
             raise ValueError(f"expected scores of {tuple(canvas.shape[:2])} patches in GuidedKeep.scores, got {got}")
-        best = self.scores.topk(_count(self.keep, canvas.shape[1]), dim=1).indices.sort(dim=1).values
+        best = self.scores.topk(_count(self.keep * self.rate, canvas.shape[1]), dim=1).indices.sort(dim=1).values
         kept = torch.cat([tokens[:, :num_prefix], gathered(canvas, best)], dim=1)
         return scattered(canvas, best, Dense()(blocks, kept, num_prefix))
 
     def gflops(self, dim: int, depth: int, num_prefix: int, num_patches: int, mlp_ratio: float | int) -> float:
-        return Dense().gflops(dim, depth, num_prefix, _count(self.keep, num_patches), mlp_ratio)
+        return Dense().gflops(dim, depth, num_prefix, _count(self.keep * self.rate, num_patches), mlp_ratio)
 
 
 def _attended_from_class(block: nn.Module, tokens: Tensor, num_prefix: int) -> tuple[Tensor, Tensor]:

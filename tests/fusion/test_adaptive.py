@@ -9,8 +9,9 @@ import torch
 from fusion.adaptive.ablation import MIXES, ablation_table, allocations_of, fold_candidates, folds_by_scene, run_cell
 from fusion.adaptive.allocation import Allocation, SharedBudget, policy_name
 from fusion.adaptive.files import read_shared_budget, write_shared_budget
-from fusion.adaptive.observe import observe, token_thresholds
+from fusion.adaptive.observe import observe
 from fusion.adaptive.search import Candidate, allocated, candidates
+from fusion.adaptive.settings import TokenLevel, token_thresholds
 from fusion.robustness.fingerprint import model_word
 from tests.fusion.adaptive_toys import adaptive_model
 from tests.fusion.small_model import small_batch
@@ -25,7 +26,7 @@ def found() -> list[Candidate]:
     thresholds = token_thresholds(MODEL, BATCHES, (1.0, 0.5, 0.0))
     assert thresholds[0] == -math.inf
     assert thresholds[2] == math.inf
-    return candidates(observe(MODEL, BATCHES, BOUNDS, thresholds), num_levels=4)
+    return candidates(observe(MODEL, BATCHES, BOUNDS, [TokenLevel(one) for one in thresholds]), num_levels=4)
 
 
 def really(allocation: Allocation, batches=BATCHES) -> list[float]:
@@ -151,7 +152,7 @@ def test_settings_of_another_checkpoint_are_refused(tmp_path):
 
 
 def test_each_half_is_scored_with_the_settings_of_the_other(found):
-    observations = observe(MODEL, BATCHES, (None, 0.75), (-math.inf,))
+    observations = observe(MODEL, BATCHES, (None, 0.75), (TokenLevel(),))
     folds = [0, 1, 0, 1]
     of = fold_candidates(observations, folds)
     by_hand = observations[0].costs[[1, 3], -1].mean() - sum(observations[0].head_costs)

@@ -7,7 +7,7 @@ from sensors.faults.protocol import Fault, restricted
 from sensors.faults.suites.failover import FAILOVER
 from sensors.faults.suites.multicorrupt import MULTICORRUPT
 from sensors.faults.suites.nuscenes_r import NUSCENES_R
-from sensors.faults.suites.own import DEMO, MISSING_SENSORS, MODALITIES, QUICK, RADAR
+from sensors.faults.suites.own import DEMO, MISSING_SENSORS, MODALITIES, PROOF, QUICK, RADAR
 from sensors.faults.suites.published import Published
 from sensors.faults.suites.robo3d import ROBO3D
 from sensors.faults.suites.robobev import ROBOBEV
@@ -57,6 +57,7 @@ SUITES: dict[str, tuple[Scenario, ...]] = {
     "missing-sensors": MISSING_SENSORS,
     "radar": RADAR,
     "demo": DEMO,
+    "proof": PROOF,
     "failover": FAILOVER,
     "nuscenes-r": NUSCENES_R,
     **{suite: _cells(faults, _PREFIX[suite]) for suite, faults in PUBLISHED.items()},

@@ -55,6 +55,28 @@ QUICK = (
 DEMO = (*_subsets(), *(scenario for scenario in QUICK if scenario.name in _DEMO_FAULTS))
 """What `dynfusion demo` shows: the seven subsets of the sensors, then a few faults that keep all of them."""
 
+_PROOF_QUICK = ("fog", "night", "cameras-black", "lidar-limited-view", "lidar-misaligned")
+
+PROOF = (
+    *_subsets(),
+    # In the training schedule `ramped`.
+    Scenario("camera-noise", (_step("camera_noise", 3),)),
+    Scenario("camera-motion-blur", (_step("camera_motion_blur", 3),)),
+    Scenario("lidar-points-lost", (_step("lidar_point_drop", 3),)),
+    Scenario("lidar-range-noise", (_step("lidar_range_noise", 3),)),
+    Scenario("radar-clutter", (_step("radar_clutter", 3),)),
+    Scenario("radar-doppler-noise", (_step("radar_doppler_noise", 3),)),
+    # Of families that it has not.
+    *(scenario for scenario in QUICK if scenario.name in _PROOF_QUICK),
+    Scenario("snow", (_step("snow", 3),)),
+    Scenario("camera-glare", (_step("camera_glare", 3),)),
+    Scenario("camera-jpeg", (_step("camera_jpeg", 4),)),
+    Scenario("cameras-frozen", (_step("camera_freeze", 3),)),
+    Scenario("lidar-late", (_step("lidar_late", 3),)),
+    Scenario("lidar-objects-lost", (_step("lidar_object_failure", 3),)),
+)
+"""The subsets of the sensors, faults that a schedule trains with, and others of families that it never had."""
+
 RADAR = tuple(
     Scenario(applied_name(fault, level), ((fault, level),))
     for fault in CATALOGUE

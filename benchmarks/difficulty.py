@@ -9,6 +9,7 @@ Scores every model on the validation split and writes benchmarks/results/difficu
 
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,9 @@ from machine import write_results
 
 from fusion.commands.runs import open_run
 from fusion.routing.plan import FULL, SKIP
-from fusion.scoring.breakdown import by_condition, by_distance, by_road_user
+from fusion.scoring.breakdown import by_condition, by_distance, by_road_user, matches_of_samples
 from fusion.scoring.evaluate import SENSOR_UNITS, evaluate_model
-from fusion.scoring.scorer import Scorer
+from fusion.scoring.scorer import Scored, Scorer
 
 ALONE = {"LiDAR alone": "bench-lidar", "cameras alone": "bench-camera", "radar alone": "bench-radar"}
 WITHOUT = {
@@ -34,6 +35,8 @@ WITHOUT = {
 """Routes of the whole model, by the sensors that it has to do without."""
 SENSORS = ("lidar", "camera", "radar")
 MAX_SHUFFLED_LOSS = 1 / 3
+LEAST_SCORE = 0.03
+"""Where a model finds next to nothing, nothing can be taken from it: such conditions do not count."""
 
 
 def route_without(model, sensors: tuple[str, ...]):
@@ -56,7 +59,16 @@ def scores(opened, scorer: Scorer, plan) -> dict[str, float]:
     parts = {"everything": scored.metrics.mean_ap_of_labelled}
     parts |= {word: metrics.mean_ap_of_labelled for word, metrics in by_condition(scored).items()}
     parts |= {ring: metrics.mean_ap_of_labelled for ring, metrics in by_distance(scored).items()}
-    return parts | {kind: part["mean_ap"] for kind, part in by_road_user(scored).items()}
+    parts |= {kind: part["mean_ap"] for kind, part in by_road_user(scored).items()}
+    return parts | far_and_near_in_fog(scored)
+
+
+def far_and_near_in_fog(scored: Scored) -> dict[str, float]:
+    """mAP by distance of the scenes in fog, which takes more from the LiDAR the farther it looks."""
+    foggy = np.array(["fog" in scene for scene in scored.split.conditions])[scored.split.scene]
+    labels = scored.labels.select(foggy[scored.labels.sample])
+    in_fog = replace(scored, labels=labels, matches=matches_of_samples(scored, foggy))
+    return {f"fog, {ring}": metrics.mean_ap_of_labelled for ring, metrics in by_distance(in_fog).items()}
 
 
 def of_seed(root: Path, runs: Path, seed: int, names: tuple[str, ...]) -> dict[str, dict[str, float]]:
@@ -100,6 +112,8 @@ def losses(tables: list[dict], sensor: str) -> dict[str, tuple[float, float]]:
     for lost, before, after in taken_away(sensor):
         for condition in tables[0][before]:
             had = [table[before][condition] for table in tables]
+            if np.mean(had) < LEAST_SCORE:
+                continue
             cost = [table[before][condition] - table[after][condition] for table in tables]
             costs[f"{condition}, {lost}" if lost else condition] = (float(np.mean(cost)), float(np.ptp(had)))
     return costs
@@ -111,7 +125,7 @@ def verdicts(tables: list[dict], shuffled: list[dict]) -> list[dict]:
     for sensor in SENSORS:
         costs = losses(tables, sensor)
         matters = max(costs, key=lambda condition: costs[condition][0] - costs[condition][1])
-        spared = min(costs, key=lambda condition: costs[condition][0] - costs[condition][1])
+        spared = min(costs, key=lambda condition: costs[condition][0])
         for kind, where, holds in (
             ("costs most, beyond the spread", matters, costs[matters][0] > costs[matters][1]),
             ("costs least", spared, costs[spared][0] <= costs[spared][1]),
@@ -164,7 +178,7 @@ mean over {n} seeds ({seeds}) and half their range. Written by
 *Alone*: models that were trained with one sensor. The others are routes of one model with all of them, which leave out
 what the column says. Taking a sensor away costs the difference between two such routes, in a condition of the scene,
 with the others there or with one of them lost. It counts where it is larger than the range over the seeds of what the
-model scored there before.
+model scored there before; conditions in which that was less than 0.03 are left out.
 
 {checks}
 

@@ -26,10 +26,14 @@ def maps_of(head: HeadOutput) -> dict[str, torch.Tensor]:
 
 
 def assert_equal_outputs(one: HeadOutput, other: HeadOutput) -> None:
+    """Equal but for rounding: on the whole to 2e-5, and in every cell as far as a norm over a nearly empty map allows.
+
+    Such a norm divides by as little as its epsilon's root and so enlarges the rounding of single cells 300 times.
+    """
     for name, value in maps_of(one).items():
-        torch.testing.assert_close(
-            value, maps_of(other)[name], atol=1e-4, rtol=1e-3, msg=lambda text, n=name: f"{n}: {text}"
-        )
+        expected = maps_of(other)[name]
+        torch.testing.assert_close(value, expected, atol=5e-4, rtol=1e-3, msg=lambda text, n=name: f"{n}: {text}")
+        assert (value - expected).abs().mean() <= 2e-5 * expected.abs().mean(), name
 
 
 @settings(max_examples=15, deadline=None)

@@ -244,3 +244,6 @@ def test_lines_in_the_middle_must_be_cells(tmp_path):
     path.write_text("nonsense\n" + path.read_text())
     with pytest.raises(ValueError, match="line 1 of"):
         read_cells(path)
+    path.write_bytes(made_up_cell("clean").line().encode() + b"\n\xff\xfe\n")
+    with pytest.raises(ValueError, match="line 2 of"):
+        read_cells(path)

@@ -61,5 +61,23 @@ def test_mistakes_end_in_one_line(perfect, tmp_path, capsys):
         error = capsys.readouterr().err
         assert error.count("\n") == 1
         assert told in error
+    good = json.loads(perfect[1].read_text())
+    box = good["results"][token][0]
+    harmed = {
+        "a unit quaternion": [{**box, "rotation": [2, 0, 0, 0]}],
+        "a finite translation": [{**box, "translation": [float("inf"), 0, 0]}],
+        "no infinity": [{**box, "velocity": [float("inf"), 0]}],
+        "at most 500 boxes": [box] * 501,
+    }
+    for told, boxes in harmed.items():
+        broken.write_text(json.dumps({**good, "results": {**good["results"], token: boxes}}))
+        assert evaluate(perfect, submission=broken) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert told in error
+    text, key = json.dumps(good), f'"{token}": '
+    broken.write_text(text.replace(key, f"{key}[], {key}", 1))
+    assert evaluate(perfect, submission=broken) == 2
+    assert f"got sample {token} twice" in capsys.readouterr().err
     assert evaluate(perfect, "draws=-1") == 2
     assert "draws=0" in capsys.readouterr().err

@@ -29,7 +29,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 import cv2  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from machine import write_results  # noqa: E402
+from machine import cpu_name, write_results  # noqa: E402
 
 from fusion.commands.compose import compose, instantiate  # noqa: E402
 from fusion.model import FusionModel  # noqa: E402

@@ -131,7 +131,7 @@ def main(out: Path) -> None:
         print(f"{each['name']:52} {mine:>8} {theirs:>9} {ratio:>7}  {holds:5}  {bar}")
     for name, error in failed.items():
         print(f"the peer cannot run {name}: {error}")
-    print("catalogue, third level, ms:", ", ".join(f"{name} {ms:g}" for name, ms in result["catalogue_ms"].items()))
+    print("catalogue, third level, ms:", ", ".join(f"{name} {ms:g}" for name, ms in more["catalogue_ms"].items()))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ from dynamic import STRIDE, built, in_turns, row  # noqa: E402
 from machine import write_results  # noqa: E402
 
 from fusion.efficiency.budget_routes import candidate_routes  # noqa: E402
-from fusion.efficiency.budget_run import StudySettings, study_budgets  # noqa: E402
+from fusion.efficiency.budget_run import study_budgets  # noqa: E402
+from fusion.efficiency.budget_study import StudySettings  # noqa: E402
 from fusion.efficiency.replay import EncodedSample  # noqa: E402
 from fusion.routing.plan import FULL  # noqa: E402
 from tests.fusion.random_batch import random_batch  # noqa: E402

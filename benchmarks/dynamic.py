@@ -163,7 +163,7 @@ def tiny_rows() -> list[dict]:
 
 
 def base_skipped(size: int) -> list[dict]:
-    return skipped_cameras("base", built("base"), (size,), 2 if size == 1 else 1)
+    return skipped_cameras("base", built("base"), (size,), 5 if size < 16 else 3)
 
 
 def base_overhead(size: int) -> list[dict]:

@@ -67,7 +67,8 @@ def rows_file(run_path: Path, options: Options) -> Path:
 def study_run(options: Options, overrides: list[str], console):
     """Study one run and write its rows."""
     from fusion.commands.runs import device_named, open_run
-    from fusion.efficiency.budget_run import StudySettings, study_budgets
+    from fusion.efficiency.budget_run import study_budgets
+    from fusion.efficiency.budget_study import StudySettings
     from fusion.efficiency.budget_table import rows_of, write_rows
     from fusion.efficiency.latency import device_name
     from fusion.robustness.fingerprint import model_word

@@ -4,122 +4,29 @@ The first pass measures the losses of the candidate routes and of the router's o
 """
 
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 
 from datamodules.batch import Batch
-from fusion.efficiency.budget_routes import (
-    candidate_routes,
-    oracle_columns,
-    random_choice,
-    shuffled_choice,
-    static_columns,
-    two_folds,
-)
-from fusion.efficiency.replay import EncodedSample, at_rest, require_replayable
+from fusion.efficiency.budget_decisions import decided_routes
+from fusion.efficiency.budget_routes import candidate_routes
+from fusion.efficiency.budget_study import Measured, Outcome, Study, StudySettings
+from fusion.efficiency.replay import EncodedSample, at_rest
 from fusion.heads.center import HeadOutput
 from fusion.heads.decode import DecodeOptions, decode, to_global
 from fusion.heads.losses import LOSS_WEIGHTS, center_loss
 from fusion.heads.targets import CenterTargets, center_targets
 from fusion.model import FusionModel
-from fusion.routing.calibration import calibrate
 from fusion.routing.plan import SKIP
-from fusion.routing.policies import priced_choice
 from fusion.routing.router import Glance, glance_of
-from sensors.boxes import Boxes
 
-POLICIES = ("learned", "random", "shuffled", "static", "oracle")
-ROUTER_POLICIES = ("argmax", "threshold")
 Loader = Callable[[], Iterable[Batch]]
 Progress = Callable[[str, int], None]
-
-
-@dataclass(frozen=True)
-class StudySettings:
-    """How a study is done.
-
-    Attributes:
-        budgets: shares of the full cost that the router is given.
-        policy: ``argmax`` (the budget caps every sample) or ``threshold`` (it is kept on average; the price is
-            calibrated on the other half of the scenes).
-        draws: of the random and the shuffled control.
-        num_timed: samples whose milliseconds are measured, at batch 1, all routes in turns.
-        seed: of the controls.
-    """
-
-    budgets: Sequence[float]
-    policy: str = "argmax"
-    draws: int = 1
-    num_timed: int = 12
-    seed: int = 0
-
-    def check(self, model: FusionModel) -> None:
-        """Raises ValueError where the settings do not fit the model."""
-        require_replayable(model)
-        for budget in self.budgets:
-            if not model.min_budget - 1e-6 <= budget <= 1:
-                raise ValueError(f"expected budgets in [{model.min_budget:.4f}, 1], got {budget:g}; change budgets")
-        if self.policy not in ROUTER_POLICIES or self.draws < 1 or self.num_timed < 0:
-            raise ValueError(
-                f"expected policy among {', '.join(ROUTER_POLICIES)}, draws >= 1 and timed >= 0, got {self.policy}, "
-                f"{self.draws} and {self.num_timed}"
-            )
-
-
-@dataclass(eq=False)
-class Measured:
-    """What the first pass saw; lists have one entry per sample.
-
-    ``losses`` and ``gflops`` have one column per candidate route, then one per budget (the router's route).
-    """
-
-    candidates: Int64[Tensor, "r u"]
-    learned: list[Tensor] = field(default_factory=list)
-    logits: list[Tensor] = field(default_factory=list)
-    losses: list[np.ndarray] = field(default_factory=list)
-    gflops: list[np.ndarray] = field(default_factory=list)
-    unit_gflops: list[Tensor] = field(default_factory=list)
-    available: list[Tensor] = field(default_factory=list)
-    num_boxes: list[int] = field(default_factory=list)
-    scenes: list[str] = field(default_factory=list)
-    conditions: list[frozenset[str]] = field(default_factory=list)
-    faults: list[tuple[str, ...]] = field(default_factory=list)
-
-
-@dataclass(eq=False)
-class Outcome:
-    """One policy at one budget (one draw of it).
-
-    Attributes:
-        choice: route of each sample.
-        detections: by token, in the global frame.
-        losses: detection loss of each sample, summed over its boxes.
-        gflops: executed by each sample; the learned router's with the router.
-        ms: of the timed samples.
-    """
-
-    choice: Int64[Tensor, "n u"]
-    detections: dict[str, Boxes] = field(default_factory=dict)
-    losses: list[float] = field(default_factory=list)
-    gflops: list[float] = field(default_factory=list)
-    ms: list[float] = field(default_factory=list)
-
-
-@dataclass(frozen=True, eq=False)
-class Study:
-    """Attributes:
-    measured: the first pass.
-    outcomes: (policy, place of the budget, draw) -> what came of it.
-    """
-
-    settings: StudySettings
-    measured: Measured
-    outcomes: dict[tuple[str, int, int], Outcome]
 
 
 @torch.no_grad()
@@ -193,62 +100,6 @@ def _studied(
         if progress is not None:
             progress("running what was decided", number + 1)
     return Study(settings, measured, outcomes)
-
-
-def decided_routes(
-    model: FusionModel, measured: Measured, settings: StudySettings
-) -> dict[tuple[str, int, int], Int64[Tensor, "n u"]]:
-    """The routes of every policy, budget and draw."""
-    available = torch.stack(measured.available)
-    unit_gflops = torch.stack(measured.unit_gflops)
-    losses, gflops = np.stack(measured.losses), np.stack(measured.gflops)
-    num_candidates = len(measured.candidates)
-    second = two_folds(measured.scenes)
-    rows = torch.arange(len(available))
-    routes: dict[tuple[str, int, int], Tensor] = {}
-    for place in range(len(settings.budgets)):
-        learned = learned_choice(model, measured, settings, place, second)
-        taken = unit_gflops.gather(-1, learned[..., None]).sum(dim=(1, 2)).numpy()
-        # Under a threshold the route may be another one than that which was measured; what is always on costs the same
-        # (with kept tokens: nearly).
-        always = gflops[:, num_candidates + place] - _own(unit_gflops, torch.stack(measured.learned)[:, place])
-        spent = always + taken
-        routes["learned", place, 0] = learned
-        static = static_columns(losses[:, :num_candidates], gflops[:, :num_candidates], spent, second)
-        routes["static", place, 0] = torch.where(available, measured.candidates[torch.from_numpy(static)], SKIP)
-        columns = torch.cat(
-            [measured.candidates.expand(len(rows), -1, -1), torch.stack(measured.learned)], dim=1
-        )  # n columns u
-        best = torch.from_numpy(oracle_columns(losses, gflops, float(spent.mean())))
-        routes["oracle", place, 0] = torch.where(available, columns[rows, best], SKIP)
-        for draw in range(settings.draws):
-            generator = np.random.default_rng([settings.seed, place, draw])
-            # Chance needs no router: its price is spent on units.
-            wanted = taken + model.prices().always["router"]
-            routes["random", place, draw] = random_choice(model.routes, available, unit_gflops, wanted, generator)
-            routes["shuffled", place, draw] = shuffled_choice(learned, available, generator)
-    return routes
-
-
-def _own(unit_gflops: Tensor, choice: Tensor) -> Float[np.ndarray, "n"]:
-    return unit_gflops.gather(-1, choice[..., None]).sum(dim=(1, 2)).numpy()
-
-
-def learned_choice(
-    model: FusionModel, measured: Measured, settings: StudySettings, place: int, second: np.ndarray
-) -> Int64[Tensor, "n u"]:
-    """The router's routes at one budget, by the policy of the settings."""
-    if settings.policy == "argmax":
-        return torch.stack(measured.learned)[:, place]
-    logits = torch.stack(measured.logits)[:, place]
-    possible = model.routes.possible(torch.stack(measured.available))
-    choice = torch.zeros(logits.shape[:2], dtype=torch.int64)
-    for fold in (second, ~second):
-        given, scored = torch.from_numpy(~fold), torch.from_numpy(fold)
-        found = calibrate(logits[given], possible[given], model.routes, [settings.budgets[place]], "other fold")[0]
-        wanted = priced_choice(logits[scored], possible[scored], model.routes, found.price)
-        choice[scored] = model.routes.capped(wanted, possible[scored], torch.ones(int(scored.sum())))
-    return choice
 
 
 def _measure(model: FusionModel, batch: Batch, settings: StudySettings, measured: Measured) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fusion.efficiency.budget_run import POLICIES, Outcome, Study
+from fusion.efficiency.budget_study import POLICIES, Outcome, Study
 from fusion.routing.diversity import route_diversity
 from fusion.routing.plan import BRANCHES, NUM_BRANCHES, SKIP
 from fusion.run_directory import write_text

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from fusion.efficiency.budget_routes import oracle_columns
-from fusion.efficiency.budget_run import Measured, StudySettings, measured_routes
+from fusion.efficiency.budget_run import measured_routes
+from fusion.efficiency.budget_study import Measured, StudySettings
 from sensors.faults.suites import Scenario
 
 

@@ -16,7 +16,8 @@ from fusion.efficiency.budget_routes import (
     static_columns,
     two_folds,
 )
-from fusion.efficiency.budget_run import StudySettings, study_budgets
+from fusion.efficiency.budget_run import study_budgets
+from fusion.efficiency.budget_study import StudySettings
 from fusion.efficiency.budget_table import BudgetRow, as_markdown, merged, read_rows
 from fusion.routing.budget import RouteTable
 from fusion.routing.plan import FULL, LITE, SKIP

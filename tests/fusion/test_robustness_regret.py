@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from datamodules.datamodule import NuScenesDataModule
-from fusion.efficiency.budget_run import Measured, StudySettings, study_budgets
+from fusion.efficiency.budget_run import study_budgets
+from fusion.efficiency.budget_study import Measured, StudySettings
 from fusion.robustness.cells import read_cells
 from fusion.robustness.regret import Regrets, route_regret
 from fusion.robustness.suite import SuiteOptions, run_scenarios

@@ -18,6 +18,7 @@ from machine import write_results
 
 from fusion.commands.runs import open_run
 from fusion.routing.plan import FULL, SKIP
+from fusion.run_directory import write_text
 from fusion.scoring.breakdown import by_condition, by_distance, by_road_user, matches_of_samples
 from fusion.scoring.evaluate import SENSOR_UNITS, evaluate_model
 from fusion.scoring.scorer import Scored, Scorer
@@ -226,7 +227,7 @@ def main() -> None:
     versions = {"torch": torch.__version__, "numpy": np.__version__}
     by_seed = {"by_seed": tables, "shuffled_by_seed": shuffled}
     write_results(out, {"threads": torch.get_num_threads()}, versions, seed=seeds, rows=rows, **by_seed)
-    Path(given.get("page", "docs/town-difficulty.md")).write_text(page)
+    write_text(Path(given.get("page", "docs/town-difficulty.md")), page)
 
 
 if __name__ == "__main__":

@@ -108,9 +108,11 @@ def routed_table(runs: Runs, score: str) -> str:
     for name, title in (("constant-dropout", "static fusion"), (ROUTED, "routed")):
         cells = [cell for own in runs.get(name, {}).values() for cell in own]
         for budget in sorted({cell.budget for cell in cells}, reverse=True):
-            clean = [cell.gflops for cell in cells if cell.is_clean and cell.budget == budget and cell.policy == ROUTER]
+            whole = [one for one in cells if one.is_clean and (one.budget, one.policy) == (budget, ROUTER)]
+            whole = [one for one in whole if not one.error]
+            gflops = f"{math.fsum(one.gflops for one in whole) / len(whole):.2f}" if whole else "failed"
             values = [text(spread(runs[name], of(names, budget, score))) for names in columns.values()]
-            rows.append([f"{title}, budget {budget:g}", f"{math.fsum(clean) / len(clean):.2f}", *values])
+            rows.append([f"{title}, budget {budget:g}", gflops, *values])
     return table(["model", "GFLOPs on clean data", *columns], rows)
 
 
@@ -144,19 +146,28 @@ def verdicts(runs: Runs, score: str) -> list[dict]:
             rows.append(
                 {
                     "name": f"{title}, {heading}: gain over no faults",
-                    "ours": round(before.mean + gain.mean, 4),
-                    "peer": round(before.mean, 4),
-                    "ratio": round(gain.mean, 4),
-                    "bar": round(least, 4),
+                    "ours": known(before.mean + gain.mean),
+                    "peer": known(before.mean),
+                    "ratio": known(gain.mean),
+                    "bar": known(least),
                     "holds": bool(gain.deviation is not None and gain.mean > least),
                 }
             )
     return rows
 
 
+def known(value: float) -> float | None:
+    """A number for the results file; None where a cell could not run."""
+    return round(value, 4) if math.isfinite(value) else None
+
+
 def checks_table(rows: list[dict]) -> str:
     words = [
-        [row["name"], *(f"{row[key]:.3f}" for key in ("ratio", "bar")), "yes" if row["holds"] else "**no**"]
+        [
+            row["name"],
+            *("failed" if row[key] is None else f"{row[key]:.3f}" for key in ("ratio", "bar")),
+            "yes" if row["holds"] else "**no**",
+        ]
         for row in rows
     ]
     return table(["check", "gain", "spread", "holds"], words)

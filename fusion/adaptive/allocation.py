@@ -129,6 +129,11 @@ def apply(model: nn.Module, allocation: Allocation, temperatures: Sequence[float
     views = views_of(model)
     if views is not None:
         views.set_rate(allocation.view_rate)
+    elif allocation.view_rate < 1:
+        raise ValueError(
+            f"expected a view encoder that can keep {allocation.view_rate:g} of its tokens, got none; "
+            "leave the encoder as it was calibrated (not compiled), or calibrate again"
+        )
 
 
 def open_all(model: nn.Module) -> None:

@@ -52,7 +52,7 @@ def reliability_table(exits: Sequence[ExitCalibration], answers: Sequence[Answer
     where = "on held-out scenes" if held_out else "on the same samples"
     table = _table(
         "calibration of the exits' probabilities",
-        ("exit", "samples", "temperature", "ECE at 1", f"ECE after, {where}", "NLL at 1", "NLL after"),
+        ("exit", "samples", "temperature", "ECE at 1", f"ECE after (all: {where})", "NLL at 1", "NLL after"),
     )
     last = len(exits) - 1
 

@@ -67,7 +67,7 @@ def lens_flare(pixels: Pixels, strength: float, rng: np.random.Generator) -> Pix
         _add_ghost(layer, -along * sun, radius, tint, ring=k % 3 == 0)
     _, _, away = _from_sun(pixels.shape[:2], 0.5 + sun * [1, width / height])
     # What dazzles is itself bright already where its reflections only begin to show.
-    core = np.float32(1.5 * strength**-0.6) * cv2.exp(away * np.float32(-1 / 0.035))
+    core = np.float32(min(1.5 * strength**-0.6, 1e30)) * cv2.exp(away * np.float32(-1 / 0.035))
     bloom = core + np.float32(0.15) * cv2.exp(away * np.float32(-1 / 0.3))
     layer += cv2.merge([bloom * np.float32(part / 255) for part in _SUN_RGB])
     # Screened, as light adds up to white.

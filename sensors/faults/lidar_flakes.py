@@ -130,4 +130,5 @@ def occupancy_of(snowfall_mmph: Number, velocity_mps: Number) -> float:
 
 def flakes_per_m2(occupancy: Number, slope_per_m: Number) -> float:
     """Disks in a plane: occupancy over their mean area, pi E[d^2] / 6 = pi / (3 slope^2)."""
-    return occupancy * 3 * slope_per_m**2 / np.pi
+    # Multiplied in this order, the slope of a level next to zero does not overflow: its occupancy is zero.
+    return occupancy * 3 * slope_per_m * slope_per_m / np.pi

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -117,3 +118,12 @@ def test_epochs_and_seeds_draw_anew(fault, share):
         for seed, epoch in ((0, None), (0, None), (0, 1), (0, 1))
     }
     assert len(results) <= 2
+
+
+@pytest.mark.parametrize("fault", CATALOGUE, ids=lambda fault: fault.name)
+@pytest.mark.parametrize("share", [5e-324, 1e-300, 1e-12])
+def test_a_level_next_to_clean_leaves_a_sound_frame(fault, share):
+    frame = few_points(SCENE[-1], 100, 40)
+    assert_sound(
+        frame, fault(frame, history_of([*SCENE[:-1], frame]), level_of(fault, share), Draws(3, "a", fault.name))
+    )

@@ -4,7 +4,7 @@ Leaving selects the sure ones, so a calibrated exit is not yet a calibrated answ
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Float32, Int64
@@ -160,7 +160,4 @@ def calibrate_answers(
 
 def joined_tables(parts: Sequence[PeakTable]) -> PeakTable:
     """Samples of several batches one after the other."""
-    first = parts[0]
-    return replace(
-        first, logits=torch.cat([one.logits for one in parts]), truth=torch.cat([one.truth for one in parts])
-    )
+    return PeakTable(torch.cat([one.logits for one in parts]), torch.cat([one.truth for one in parts]))

@@ -9,6 +9,7 @@ import torch
 
 from fusion.adaptive.allocation import Allocation, bounded_route
 from fusion.adaptive.observe import Observation
+from fusion.trunk.exits_calibration import exits_of
 
 TECHNIQUES = ("router", "exits", "tokens")
 _MOST_COMBINATIONS = 2000
@@ -56,9 +57,7 @@ def _of_pattern(
     """Combinations in which the same exits are on, all at once."""
     setting, num_samples = observed.setting, len(observed.scores)
     limits = torch.tensor(combinations, dtype=torch.float64).view(len(combinations), 1, len(is_on))
-    accepts = (observed.scores >= limits) & (limits < math.inf)  # m n e
-    always = torch.ones(*accepts.shape[:2], 1, dtype=torch.bool)
-    left = torch.cat([accepts, always], dim=2).int().argmax(dim=2)
+    left = exits_of(observed.scores, limits)  # m n
     rows = torch.arange(num_samples)
     costs, losses = observed.costs_with(is_on)[rows, left], observed.losses[rows, left]  # m n
     errors = costs.std(dim=1) / num_samples**0.5 if num_samples > 1 else torch.full((len(costs),), math.nan)

@@ -98,19 +98,19 @@ def _of_run(options: Options, overrides: list[str]):
     frames = opened.data.frames(options.split or opened.config.data.val_split)
     samples = PreparedSamples(frames, opened.data.clean_preparation, scenario)
     for place in scene_places(frames, options.scene or "0"):
-        batch = collate([samples[int(place)]]).to(device)
+        sample = samples[int(place)]
+        batch = collate([sample]).to(device)
         with torch.inference_mode():
             plan = None if opened.plan_source is None else opened.plan_source(batch)
             output = model(batch, budget=options.budget, plan=plan, execution="sparse")
         boxes = decode(output.head, model.head.grid)[0]
-        frame, names = _harmed(frames, int(place), scenario)
         yield Moment(
-            frame,
+            sample.frame,
             boxes,
             branches_of(executed_branches(output.trace)[0]),
             output.trace.gflops()[0],
             _exit_of(output),
-            names,
+            sample.faults,
         )
 
 

@@ -26,7 +26,7 @@ def decided_routes(
     routes: dict[tuple[str, int, int], Tensor] = {}
     for place in range(len(settings.budgets)):
         learned = learned_choice(model, measured, settings, place, second)
-        taken = unit_gflops.gather(-1, learned[..., None]).sum(dim=(1, 2)).numpy()
+        taken = _own(unit_gflops, learned)
         # Under a threshold the route may be another one than that which was measured; what is always on costs the same
         # (with kept tokens: nearly).
         always = gflops[:, num_candidates + place] - _own(unit_gflops, torch.stack(measured.learned)[:, place])

@@ -19,11 +19,18 @@ from sensors.rig import NUM_CAMERAS, UNITS
 _MOST_COMBINATIONS = 50_000
 
 
-def exits_of(scores: Float[Tensor, "n e"], thresholds: Sequence[float]) -> Int64[Tensor, "n"]:
-    """Where each sample leaves: the first exit whose score reaches its threshold, else the last."""
-    limits = torch.tensor(list(thresholds), dtype=scores.dtype, device=scores.device)
-    accepts = torch.cat([(scores >= limits) & (limits < math.inf), torch.ones_like(scores[:, :1]).bool()], dim=1)
-    return accepts.int().argmax(dim=1)
+def exits_of(
+    scores: Float[Tensor, "n e"], thresholds: Sequence[float] | Float[Tensor, "m 1 e"]
+) -> Int64[Tensor, "*m n"]:
+    """Where each sample leaves: the first exit whose score reaches its threshold, else the last.
+
+    Args:
+        thresholds: of the early exits; or M combinations of them at once, which gives a row for each.
+    """
+    limits = torch.as_tensor(thresholds, dtype=scores.dtype, device=scores.device)
+    accepts = (scores >= limits) & (limits < math.inf)
+    last = accepts.new_ones(*accepts.shape[:-1], 1)
+    return torch.cat([accepts, last], dim=-1).int().argmax(dim=-1)
 
 
 def geometric_shares(ratio: float, num_exits: int) -> list[float]:

@@ -29,14 +29,17 @@ _NUM_SUGGESTED = 4
 _BY_NAME = {fault.name: fault for fault in CATALOGUE}
 
 
-def fault_named(name: str, channels: Sequence[str] | None = None) -> Fault:
+def fault_named(name: str, channels: Sequence[str] | None = None, others: Sequence[str] = ()) -> Fault:
     """The fault of that name, on the named channels only if any are given.
+
+    Args:
+        others: names beyond the catalogue that the caller knows, to suggest where there is no such fault.
 
     Raises:
         ValueError: there is no such fault, or it cannot harm such a channel.
     """
     if name not in _BY_NAME:
-        raise ValueError(unknown_fault(name))
+        raise ValueError(unknown_fault(name, others))
     return _BY_NAME[name] if channels is None else restricted(_BY_NAME[name], channels)
 
 

@@ -187,3 +187,11 @@ def test_thresholds_belong_to_a_checkpoint(tmp_path):
     with pytest.raises(FileNotFoundError, match="calibrate"):
         read_calibration(tmp_path / "none.json")
     assert isinstance(exits.policy, MaxProb)
+
+
+def test_many_combinations_of_thresholds_leave_as_each_of_them():
+    scores = torch.rand(7, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    combinations = [(0.5, 0.5), (float("inf"), 0.2), (0.0, 1.0), (float("inf"), float("inf"))]
+    together = exits_of(scores, torch.tensor(combinations, dtype=torch.float64)[:, None])
+    assert together.tolist() == [exits_of(scores, one).tolist() for one in combinations]
+    assert exits_of(scores[:, :0], ()).tolist() == [0] * 7, "without early exits everybody is answered by the last"

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from sensors.faults.catalogue import CATALOGUE, fault_named, unknown_fault
+from sensors.faults.catalogue import fault_named
 from sensors.faults.protocol import Fault, restricted
 from sensors.faults.suites.failover import FAILOVER
 from sensors.faults.suites.multicorrupt import MULTICORRUPT
@@ -81,7 +81,7 @@ def known_fault(name: str, channels: Sequence[str] | None = None) -> Fault:
     Raises:
         ValueError: there is no such fault, or it cannot harm such a channel.
     """
-    if name not in _PUBLISHED_BY_NAME and all(name != fault.name for fault in CATALOGUE):
-        raise ValueError(unknown_fault(name, tuple(_PUBLISHED_BY_NAME)))
-    fault = _PUBLISHED_BY_NAME[name] if name in _PUBLISHED_BY_NAME else fault_named(name)
+    if name not in _PUBLISHED_BY_NAME:
+        return fault_named(name, channels, others=tuple(_PUBLISHED_BY_NAME))
+    fault = _PUBLISHED_BY_NAME[name]
     return fault if channels is None else restricted(fault, channels)

@@ -1,5 +1,7 @@
 """One suite against as many separate evaluations: ``python benchmarks/suite.py [run=RUN] [suite=quick] [budgets=1.0]``.
 
+Any other ``key=value`` changes a setting of the run, such as ``data.root=town``.
+
 Both sides evaluate and score the same cells of one trained run in one process and one thread, alternating cell by
 cell: separate evaluations read and compute every cell by itself, the suite holds samples in memory and takes encoder
 outputs of untouched sensors from earlier cells. Times are CPU seconds, which other work on the machine disturbs
@@ -31,9 +33,9 @@ from sensors.faults.suites import suite_named  # noqa: E402
 BAR = 1.5
 
 
-def compare(run: str, suite: str, budgets: list[float]) -> dict:
+def compare(run: str, suite: str, budgets: list[float], overrides: list[str]) -> dict:
     """Seconds of both sides over all cells, and the greatest difference of a score."""
-    opened = open_run(Path(run), ["data.num_workers=0"], [])
+    opened = open_run(Path(run), ["data.num_workers=0", *overrides], [])
     split = opened.config.data.val_split
     scorer = Scorer(opened.config.data.root, opened.config.data.version, split)
     reuse = EncoderReuse()
@@ -75,11 +77,13 @@ def compare(run: str, suite: str, budgets: list[float]) -> dict:
 
 
 def main(arguments: list[str]) -> None:
-    options = {"run": "runs/demo", "suite": "quick", "budgets": "1.0"}
-    options |= dict(argument.split("=", 1) for argument in arguments)
+    options = {"run": "runs/demo", "suite": "quick", "budgets": "1.0", "out": ""}
+    given = dict(argument.split("=", 1) for argument in arguments)
+    options |= {key: value for key, value in given.items() if key in options}
+    overrides = [f"{key}={value}" for key, value in given.items() if key not in options]
     torch.set_num_threads(1)
-    row = compare(options["run"], options["suite"], [float(word) for word in options["budgets"].split(",")])
-    out = Path(options.get("out", ROOT / "benchmarks" / "results" / "suite.json"))
+    row = compare(options["run"], options["suite"], [float(word) for word in options["budgets"].split(",")], overrides)
+    out = Path(options["out"] or ROOT / "benchmarks" / "results" / "suite.json")
     versions = {name: version(name) for name in ("torch", "numpy")}
     write_results(out, {"cores": os.cpu_count()}, versions, seed=0, rows=[row])
     print(f"{row['name']}: suite {row['ours']} s, separate {row['peer']} s, {row['ratio']}x (bar {BAR}x)")

@@ -111,7 +111,7 @@ class ViewBranches(nn.Module):
         measured_m = None
         if points is not None:
             cells = tuple(features.context.shape[-2:])
-            measured_m = measured_depth(points, image_from_camera, ego_from_camera, sample, size, cells)
+            measured_m = self.depths_of(points, image_from_camera, ego_from_camera, sample, size, cells)
         return ViewRows(
             features=features,
             image_from_camera=image_from_camera,
@@ -121,6 +121,18 @@ class ViewBranches(nn.Module):
             weight=gates,
             measured_m=measured_m,
         )
+
+    def depths_of(
+        self,
+        points: PointBatch,
+        image_from_camera: Float[Tensor, "r 3 3"],
+        ego_from_camera: Float[Tensor, "r 4 4"],
+        sample: Int64[Tensor, "r"],
+        image_size_px: tuple[int, int],
+        feature_size: tuple[int, int],
+    ) -> Float[Tensor, "r fh fw"]:
+        """Depths of the feature cells of view rows, each from the points of its own sample alone."""
+        return measured_depth(points, image_from_camera, ego_from_camera, sample, image_size_px, feature_size)
 
     def _resized(self, images: Float32[Tensor, "r 3 h w"], branch: int) -> Float32[Tensor, "r 3 hh ww"]:
         """Area averaging: a picture made smaller without aliasing."""

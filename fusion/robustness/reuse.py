@@ -41,7 +41,7 @@ class _Kept:
 
 @dataclass
 class EncoderReuse:
-    """Outputs of encoders and of the lift, within a limit of memory.
+    """Outputs of encoders, of the depths that points give the views, and of the lift, within a limit of memory.
 
     Every pass goes through the samples in the same order, so that what was used longest ago is what comes next. Rows
     computed while ``lasting`` is set are therefore never dropped; the others go, the least recently used first, and are
@@ -68,19 +68,20 @@ class EncoderReuse:
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
         """The model's encoders look into memory first; a model without such parts is left alone."""
-        originals = {}
+        wraps = {"views": self._views, "lift": self._lift, "depths": self._depths}
+        originals = []
         for name, module in self._parts(model):
-            wrap = {"views": self._views, "lift": self._lift}.get(name, self._points)
-            originals[module] = vars(module).get("forward")
-            module.forward = wrap(name, module.forward)
+            method = "depths_of" if name == "depths" else "forward"
+            originals.append((module, method, vars(module).get(method)))
+            setattr(module, method, wraps.get(name, self._points)(name, getattr(module, method)))
         self._saved_ms = 0.0
         try:
             yield
         finally:
-            for module, own in originals.items():
-                del module.forward
+            for module, method, own in originals:
+                delattr(module, method)
                 if own is not None:
-                    module.forward = own
+                    setattr(module, method, own)
             self._view_keys.clear()
 
     def saved_ms(self) -> float:
@@ -99,6 +100,7 @@ class EncoderReuse:
             and not hasattr(cameras.encoder, "saved_gflops")
         ):
             parts += [("views", cameras.encoder), ("lift", cameras.lift)]
+            parts += [("depths", cameras)] if cameras.depth_from_lidar else []
         for sensor in ("lidar", "radar"):
             branches = getattr(model, sensor, None)
             encoders = {} if branches is None else branches.encoders()
@@ -115,11 +117,25 @@ class EncoderReuse:
 
         return encode
 
+    def _depths(self, name: str, measure):
+        def depths_of(points: PointBatch, image_from_camera: Tensor, ego_from_camera: Tensor, sample: Tensor, *sizes):
+            started = time.perf_counter()
+            of_sample = [_digest(f"{name}{sizes}", rows) for rows in _by_sample(points)]
+            poses = torch.cat([image_from_camera.flatten(1), ego_from_camera.flatten(1)], dim=1).cpu()
+            keys = [_digest("row", pose) + of_sample[row] for pose, row in zip(poses, sample.tolist(), strict=True)]
+
+            def compute(rows: Tensor) -> tuple[Tensor]:
+                rows = rows.to(sample.device)
+                return (measure(points, image_from_camera[rows], ego_from_camera[rows], sample[rows], *sizes),)
+
+            return self._rows(keys, compute, started)[0]
+
+        return depths_of
+
     def _points(self, name: str, forward):
         def encode(points: PointBatch) -> Tensor:
             started = time.perf_counter()
-            own = points.points.split(torch.bincount(points.sample, minlength=len(points.present)).tolist())
-            keys = [_digest(name, rows) for rows in own]
+            keys = [_digest(name, rows) for rows in _by_sample(points)]
             return self._rows(keys, lambda rows: (forward(points.rows(rows)),), started)[0]
 
         return encode
@@ -189,6 +205,11 @@ class EncoderReuse:
         self._num_bytes += kept.num_bytes
         if not kept.lasts:
             self._passing[key] = None
+
+
+def _by_sample(points: PointBatch) -> tuple[Tensor, ...]:
+    """The rows of each sample."""
+    return points.points.split(torch.bincount(points.sample, minlength=len(points.present)).tolist())
 
 
 def _digest(name: str, rows: Tensor) -> bytes:

@@ -121,6 +121,13 @@ def test_measured_depths_are_part_of_what_is_reused():
     for batch, plain in zip((clean, noisy, clean), (*wanted, wanted[0]), strict=True):
         same(plain, evaluate_model(model, [batch], plan_source=model.full_plan, reuse=reuse))
     assert reuse.num_taken > 0
+    # In the second pass only one sample's points were new: its six views' depths, its LiDAR and its lift.
+    again = EncoderReuse(1.0)
+    evaluate_model(model, [clean], plan_source=model.full_plan, reuse=again)
+    before = again.num_computed
+    evaluate_model(model, [noisy], plan_source=model.full_plan, reuse=again)
+    assert again.num_computed - before == 6 + 1 + 1
+    assert "depths_of" not in vars(model.cameras)
 
 
 def test_encoders_with_more_than_a_picture_are_left_alone():

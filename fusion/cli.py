@@ -5,6 +5,7 @@ A user's mistake ends in one line on standard error and exit code 2; ``--traceba
 
 import importlib
 import os
+import re
 import sys
 
 # Threads of one operator wait for each other by spinning, which stalls everybody once loader processes want the same
@@ -102,6 +103,8 @@ def mistake_of(error: BaseException) -> str | None:
         error = error.__cause__
     if is_wrapped and isinstance(error, TypeError) and "unexpected keyword argument" in str(error):
         return f"expected keys that the configured class takes, got another: {error}; remove it"
+    if is_wrapped and isinstance(error, TypeError) and re.search(r"missing \d+ required .*arguments?:", str(error)):
+        return f"expected all keys that the configured class needs, some are not there: {error}; set them"
     if isinstance(error, yaml.YAMLError):
         return f"expected YAML in a setting or configuration, got a text that is none: {' '.join(str(error).split())}"
     config_errors = (hydra.errors.HydraException, omegaconf.errors.OmegaConfBaseException)

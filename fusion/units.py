@@ -5,6 +5,7 @@ The encoders inside know nothing of routing; the router knows nothing of encoder
 
 from collections.abc import Sequence
 
+import torch
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor, nn
 from torch.nn import functional
@@ -13,7 +14,7 @@ from datamodules.batch import CameraBatch, PointBatch
 from fusion.encoders.contract import ImageEncoder, PointEncoder
 from fusion.encoders.guide import guide_scores
 from fusion.encoders.lift import Lift, ViewRows
-from fusion.encoders.measured_depth import FLOPS_PER_POINT, measured_depth
+from fusion.encoders.measured_depth import FLOPS_PER_POINT, measured_depth, newest_sweep
 from fusion.encoders.point_drop import drop_regions
 from fusion.ops.flops import GIGA
 from fusion.ops.sweeps import newest
@@ -131,8 +132,11 @@ class ViewBranches(nn.Module):
         image_size_px: tuple[int, int],
         feature_size: tuple[int, int],
     ) -> Float[Tensor, "r fh fw"]:
-        """Depths of the feature cells of view rows, each from the points of its own sample alone."""
-        return measured_depth(points, image_from_camera, ego_from_camera, sample, image_size_px, feature_size)
+        """Depths of the feature cells of view rows, each from the newest sweep of its own sample alone."""
+        asked = torch.zeros(len(points.present), dtype=torch.bool, device=sample.device)
+        asked[sample] = True
+        newest = newest_sweep(points, asked)
+        return measured_depth(newest, image_from_camera, ego_from_camera, sample, image_size_px, feature_size)
 
     def _resized(self, images: Float32[Tensor, "r 3 h w"], branch: int) -> Float32[Tensor, "r 3 hh ww"]:
         """Area averaging: a picture made smaller without aliasing."""

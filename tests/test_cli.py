@@ -28,6 +28,13 @@ def test_every_command_explains_its_settings(name, capsys):
     assert f"dynfusion {name}" in capsys.readouterr().out
 
 
+def vit_of(settings: str) -> list[str]:
+    encoder = "{_target_: fusion.encoders.vit.VitViewEncoder, backbone: resnet18" + settings + "}"
+    return ["summary", "model=tiny", "~model.cameras.encoder", f"+model.cameras.encoder={encoder}"]
+
+
+TOKENS = ", method: {_target_: fusion.encoders.vit_tokens.ToMe, merged: 4}"
+
 MISTAKES = {
     "unknown command": (["trian"], "expected one of the commands"),
     "unknown config key": (["train", "modle=tiny"], "modle"),
@@ -39,6 +46,16 @@ MISTAKES = {
     "report of nothing": (["report", "run=/no/such/run"], "/no/such/run"),
     "setting without a value": (["evaluate", "run"], "key=value"),
     "budget that is no number": (["evaluate", "run=.", "budget=lots"], "budget"),
+    "key that a class does not take": (["summary", "model=tiny", "+model.cameras.colour=red"], "colour"),
+    "key that a class needs": (vit_of(""), "'channels' and 'num_depths'; set them"),
+    "tokens of a convolutional backbone": (
+        vit_of(", channels: 48, num_depths: 40" + TOKENS),
+        "expected a Vision Transformer of timm",
+    ),
+    "exit after a stage that is not there": (
+        ["summary", "model=tiny_adaptive", "model.exits.exits.1.after=7"],
+        "expected exits after stages 0 to 0 of 2",
+    ),
 }
 
 

@@ -14,6 +14,7 @@ from fusion.adaptive.settings import Setting, TokenLevel
 from fusion.heads.center import HeadOutput
 from fusion.heads.targets import CenterTargets, center_targets
 from fusion.model import FusionOutput
+from fusion.robustness.reuse import EncoderReuse
 from fusion.routing.costs import ALWAYS
 from fusion.routing.plan import ExecutionTrace
 from fusion.trunk.exits_losses import exit_losses
@@ -73,8 +74,9 @@ def observe(
 ) -> list[Observation]:
     """Run a labelled set under every pair of a bound on the route and a level of the tokens, nobody leaving early.
 
-    The encoders run once for each bound and rate of the camera ViT; for each further threshold of the BEV tokens only
-    what comes after the last exit runs once more.
+    What bounds have in common runs once: encoders on the same input, or, behind tokens of a camera ViT, which have a
+    rate, once for each bound and rate. For each further threshold of the BEV tokens only what comes after the last exit
+    runs once more.
 
     Args:
         model: a FusionModel, in evaluation mode; left with everything open.
@@ -92,9 +94,10 @@ def observe(
                 raise ValueError("expected labels to calibrate on, got a split without any; choose another")
             targets = center_targets(batch.boxes, len(batch), model.head.grid)
             num_boxes, num_samples = num_boxes + len(targets.sample), num_samples + len(batch)
-            for bound in route_budgets:
-                for setting, output in _passes(model, batch, bound, levels):
-                    _note(rows[setting], model, output, targets)
+            with EncoderReuse().applied(model):  # of this batch: no other has its inputs
+                for bound in route_budgets:
+                    for setting, output in _passes(model, batch, bound, levels):
+                        _note(rows[setting], model, output, targets)
             if progress is not None:
                 progress(done)
     finally:

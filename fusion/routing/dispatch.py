@@ -13,7 +13,6 @@ from torch import Tensor
 
 from datamodules.batch import CameraBatch, PointBatch
 from fusion.encoders.lift import Lift, ViewRows
-from fusion.encoders.measured_depth import newest_sweep
 from fusion.routing.plan import BRANCHES, NUM_BRANCHES, SKIP, ExecutionTrace, RoutingPlan
 from fusion.trunk.merge import SensorBev
 from fusion.units import PointBranches, ViewBranches
@@ -116,7 +115,8 @@ def run_views(
     """
     device, num_samples = camera.images.device, len(dispatch.runs)
     if lidar is not None:
-        lidar = newest_sweep(lidar, dispatch.chosen[:, LIDAR_UNIT, SKIP + 1 :].any(dim=1).to(device))
+        is_run = dispatch.chosen[:, LIDAR_UNIT, SKIP + 1 :].any(dim=1).to(device)
+        lidar = lidar if is_run.all() else lidar.where(is_run[lidar.sample])
     views, views_chosen, losses = [], [], []
     for branch in branches.sizes_px:
         rows = torch.nonzero(dispatch.runs[:, :NUM_CAMERAS, branch].flatten())[:, 0]

@@ -103,7 +103,7 @@ def mistake_of(error: BaseException) -> str | None:
         error = error.__cause__
     if is_wrapped and isinstance(error, TypeError) and "unexpected keyword argument" in str(error):
         return f"expected keys that the configured class takes, got another: {error}; remove it"
-    if is_wrapped and isinstance(error, TypeError) and re.search(r"missing \d+ required .*arguments?:", str(error)):
+    if is_wrapped and isinstance(error, TypeError) and re.search(r"missing (a|\d+) required .*arguments?:", str(error)):
         return f"expected all keys that the configured class needs, some are not there: {error}; set them"
     if isinstance(error, yaml.YAMLError):
         return f"expected YAML in a setting or configuration, got a text that is none: {' '.join(str(error).split())}"

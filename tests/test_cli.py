@@ -47,7 +47,7 @@ MISTAKES = {
     "setting without a value": (["evaluate", "run"], "key=value"),
     "budget that is no number": (["evaluate", "run=.", "budget=lots"], "budget"),
     "key that a class does not take": (["summary", "model=tiny", "+model.cameras.colour=red"], "colour"),
-    "key that a class needs": (vit_of(""), "'channels' and 'num_depths'; set them"),
+    "key that a class needs": (vit_of(""), "expected all keys that the configured class needs"),
     "tokens of a convolutional backbone": (
         vit_of(", channels: 48, num_depths: 40" + TOKENS),
         "expected a Vision Transformer of timm",

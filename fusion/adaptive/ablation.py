@@ -24,11 +24,11 @@ class AblationCell:
     """One mix of techniques at one budget.
 
     Attributes:
-        mix: names joined by ``+``.
+        mix: names joined by ``+``, or the name of a control (``fusion.adaptive.controls``).
         budget: mean share of the full cost that was allowed.
         share: executed on average; ``gflops`` the same in GFLOPs.
         most: executed by the dearest sample, as a share.
-        ms: median of single samples, forward and decoding.
+        ms: median of single samples, forward and decoding; None where routes were replayed.
         nds, mean_ap: of the whole split.
         left: share of the samples that left at each exit, the model's own head last.
         tokens: mean share of the tokens that took part among the samples that went all the way; None without tokens.
@@ -40,7 +40,7 @@ class AblationCell:
     share: float
     gflops: float
     most: float
-    ms: float
+    ms: float | None
     nds: float
     mean_ap: float
     left: tuple[float, ...]
@@ -125,8 +125,8 @@ def ablation_table(runs: Sequence[Sequence[AblationCell]]) -> str:
     lines = ["| budget | techniques | NDS | mAP | executed share | GFLOPs | ms | left early | views |"]
     lines.append("|---:|---|---:|---:|---:|---:|---:|---:|---:|")
     keys = list(dict.fromkeys((cell.budget, cell.mix) for cells in runs for cell in cells))
-    order = {"+".join(mix): place for place, mix in enumerate(MIXES)}
-    for budget, mix in sorted(keys, key=lambda key: (key[0], order[key[1]])):
+    order = {"+".join(mix): place for place, mix in enumerate(MIXES)}  # controls stand behind, in their own order
+    for budget, mix in sorted(keys, key=lambda key: (key[0], order.get(key[1], len(order)))):
         cells = [cell for own in runs for cell in own if (cell.budget, cell.mix) == (budget, mix)]
         columns = [
             _mean([cell.nds for cell in cells], 3),
@@ -141,6 +141,8 @@ def ablation_table(runs: Sequence[Sequence[AblationCell]]) -> str:
     return "\n".join(lines)
 
 
-def _mean(values: Sequence[float], digits: int) -> str:
+def _mean(values: Sequence[float | None], digits: int) -> str:
+    if None in values:
+        return "–"
     mean = f"{sum(values) / len(values):.{digits}f}"
     return mean if len(values) == 1 else f"{mean} ± {(max(values) - min(values)) / 2:.{digits}f}"

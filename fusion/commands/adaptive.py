@@ -1,4 +1,5 @@
 """dynfusion adaptive run=RUN [budgets=[0.45,...]] [cap=1.0] [split=SPLIT] [ablation=true] [key=value ...]
+dynfusion adaptive run=RUN controls=true [split=SPLIT] [key=value ...]
 dynfusion adaptive merge=[RUN,...] [out=FILE.md]
 
 One budget for router, early exits and tokens. Runs a labelled split under a grid of routes and token rates, chooses for
@@ -8,14 +9,16 @@ full cost that no single sample may exceed. It also says how well the exits' pro
 budgets cost on scenes that their settings were not found on.
 
 ablation=true also scores router, exits and tokens alone, in pairs and together at every budget, each sample with
-settings found on other scenes, one sample at a time, and writes RUN/ablation.json. merge joins those of several runs.
+settings found on other scenes, one sample at a time, and writes RUN/ablation.json. controls=true adds to that file what
+random routes, the best static route and an oracle over static routes give for what all three together executed; with
+ablation=true it follows at once. merge joins the tables of several runs.
 """
 
-import json
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+from fusion.commands.adaptive_ablation import ablated, control_run, merged, write_ablation
 from fusion.commands.compose import parse_options, split_arguments
 
 DEFAULT_BUDGETS = (0.45, 0.55, 0.7, 0.85, 1.0)
@@ -28,6 +31,7 @@ class Options:
     cap: float = 1.0
     split: str = ""
     ablation: bool = False
+    controls: bool = False
     merge: list[str] = field(default_factory=list)
     out: str = ""
     allow: list[str] = field(default_factory=list)
@@ -45,7 +49,10 @@ def run(arguments: list[str]) -> int:
         return 0
     if not options.run:
         raise ValueError("expected run=RUN or merge=[RUN,...], got neither; see dynfusion adaptive --help")
-    calibrate_run(options, overrides, console)
+    if options.ablation or not options.controls:
+        calibrate_run(options, overrides, console)
+    if options.controls:
+        control_run(options, overrides, console)
     return 0
 
 
@@ -87,7 +94,8 @@ def calibrate_run(options: Options, overrides: list[str], console) -> None:
         for table in tables:
             console.print(table)
         if options.ablation:
-            cells = ablated(opened, batches, halves, folds, budgets, options.cap, status.update)
+            asked = replace(options, split=split, budgets=budgets)
+            cells = ablated(opened, batches, halves, folds, asked, status.update)
             write_ablation(opened.directory.path / "ablation.json", cells, split, len(batches))
     if options.ablation:
         console.print(ablation_table([cells]), markup=False, soft_wrap=True)
@@ -171,56 +179,3 @@ def observed(model, batches: list, say):
         levels,
         progress=lambda done: say(f"observing: sample {done} of {len(batches)}"),
     )
-
-
-def ablated(opened, batches: list, halves, folds: list[int], budgets: list[float], cap: float, say) -> list:
-    """Every mix of techniques at every budget that it can keep."""
-    from fusion.adaptive.ablation import MIXES, allocations_of, run_cell
-    from fusion.scoring.scorer import Scorer
-
-    data = opened.config.data
-    scorer = Scorer(data.root, data.version, data.val_split)
-    cells, done = [], {}
-    for budget in budgets:
-        for mix in MIXES:
-            say(f"ablation: budget {budget:.2f}, {' + '.join(mix)}")
-            own = allocations_of(halves, budget, mix, cap)
-            if own is None:
-                continue
-            # What is set the same runs the same: it is not run again.
-            key = repr([(a.route_budget, a.thresholds, a.token_threshold, a.view_rate) for a in own.values()])
-            if key not in done:
-                done[key] = run_cell(opened.model, batches, folds, own, scorer.score, mix, budget)
-            cells.append(replace(done[key], mix="+".join(mix), budget=budget))
-    return cells
-
-
-def write_ablation(path: Path, cells: list, split: str, num_samples: int) -> None:
-    from fusion.run_directory import write_text
-
-    content = {"split": split, "num_samples": num_samples, "cells": [asdict(cell) for cell in cells]}
-    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
-
-
-def merged(options: Options) -> str:
-    """The Markdown table over several runs, also written to ``out``.
-
-    Raises:
-        FileNotFoundError: a run without an ablation.
-    """
-    from fusion.adaptive.ablation import AblationCell, ablation_table
-    from fusion.run_directory import write_text
-
-    runs = []
-    for name in options.merge:
-        path = Path(name) / "ablation.json"
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"expected an ablation at {path}, there is none; run dynfusion adaptive run={name} ablation=true"
-            )
-        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        runs.append([AblationCell(**{**cell, "left": tuple(cell["left"])}) for cell in cells])
-    text = ablation_table(runs) + "\n"
-    if options.out:
-        write_text(Path(options.out), text)
-    return text

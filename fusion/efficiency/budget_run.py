@@ -94,7 +94,7 @@ def _studied(
     timed = set(np.linspace(0, len(measured.learned) - 1, settings.num_timed).round().astype(int).tolist())
     for number, batch in enumerate(loader()):
         batch = batch.to(device)
-        _run(model, batch, number, outcomes)
+        run_sample(model, batch, number, outcomes)
         if number in timed:
             _time(model, batch, number, outcomes, settings)
         if progress is not None:
@@ -137,8 +137,8 @@ def _measure(model: FusionModel, batch: Batch, settings: StudySettings, measured
     measured.faults += batch.faults
 
 
-def _run(model: FusionModel, batch: Batch, number: int, outcomes: dict[tuple[str, int, int], Outcome]) -> None:
-    """All that was decided for one sample; equal routes run once."""
+def run_sample(model: FusionModel, batch: Batch, number: int, outcomes: dict[tuple[str, int, int], Outcome]) -> None:
+    """All that was decided for one sample, noted in ``outcomes``; equal routes run once."""
     encoded = EncodedSample.of(model, batch)
     wanted = torch.stack([outcome.choice[number] for outcome in outcomes.values()])
     different, which = torch.unique(wanted, dim=0, return_inverse=True)

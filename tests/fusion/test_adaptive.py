@@ -1,13 +1,23 @@
 """One budget for router, exits and tokens: tables that tell what runs, caps that hold, checked files."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from fusion.adaptive.ablation import MIXES, ablation_table, allocations_of, fold_candidates, folds_by_scene, run_cell
+from fusion.adaptive.ablation import (
+    MIXES,
+    AblationCell,
+    ablation_table,
+    allocations_of,
+    fold_candidates,
+    folds_by_scene,
+    run_cell,
+)
 from fusion.adaptive.allocation import Allocation, SharedBudget, policy_name
+from fusion.adaptive.controls import CONTROLS, ORACLE, RANDOM, STATIC, run_controls
 from fusion.adaptive.files import read_shared_budget, write_shared_budget
 from fusion.adaptive.observe import observe
 from fusion.adaptive.search import Candidate, allocated, candidates
@@ -174,3 +184,29 @@ def test_each_half_is_scored_with_the_settings_of_the_other(found):
     assert len(MIXES) == 7
     with pytest.raises(ValueError, match="two scenes"):
         folds_by_scene(BATCHES[:1])
+
+
+def test_controls_cost_what_all_three_cost():
+    batches = [replace(batch, scenes=(f"scene-{number // 2}",)) for number, batch in enumerate(BATCHES)]
+    full = MODEL.prices().full_gflops
+    together = AblationCell("router+exits+tokens", 0.8, 0.7, 0.7 * full, 0.8, 1.0, 0.5, 0.4, (0.0, 0.5, 0.5), 0.9, 3.0)
+    found = {}
+
+    def score(detections):
+        found[len(found)] = detections
+        return SimpleNamespace(mean_ap=0.25, nds=0.5)
+
+    cells = {cell.mix: cell for cell in run_controls(MODEL, batches, [together], score)}
+    assert tuple(cells) == CONTROLS
+    assert all(set(detections) == {batch.tokens[0] for batch in batches} for detections in found.values())
+    for cell in cells.values():
+        assert (cell.budget, cell.ms, cell.left) == (0.8, None, (0.0, 0.0, 1.0))
+        assert cell.gflops == pytest.approx(cell.share * full)
+    # Chance spends the same on average, up to what the last samples cannot pay back.
+    assert cells[RANDOM].share == pytest.approx(0.7, abs=0.025)
+    # What a static route costs where it was chosen is within the cost; on the other half points may be a few more.
+    assert cells[STATIC].share <= 0.7 * 1.05
+    assert cells[ORACLE].share <= 0.7 + 1e-9
+    assert "| 0.80 | random routes | 0.500 | 0.250 |" in ablation_table([[together, *cells.values()]])
+    with pytest.raises(ValueError, match="run ablation=true again"):
+        run_controls(MODEL, batches, [replace(together, mix="router")], score)

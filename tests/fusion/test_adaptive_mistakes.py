@@ -76,6 +76,7 @@ def test_runs_and_merges_that_are_not_there(tmp_path, capsys):
     assert "expected run=RUN or merge" in mistake(["adaptive"], capsys)
     assert "expected a run folder" in mistake(["adaptive", f"run={tmp_path}"], capsys)
     assert "expected an ablation" in mistake(["adaptive", f"merge=[{tmp_path}]"], capsys)
+    assert "expected an ablation" in mistake(["adaptive", f"run={tmp_path}", "controls=true"], capsys)
 
 
 def test_merging_runs(tmp_path, capsys):

@@ -1,0 +1,95 @@
+"""The ablation of dynfusion adaptive: run, kept, compared with controls, joined over runs."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+
+def ablated(opened, batches: list, halves, folds: list[int], options, say) -> list:
+    """Every mix of techniques at every budget of ``options`` that it can keep."""
+    from fusion.adaptive.ablation import MIXES, allocations_of, run_cell
+    from fusion.scoring.scorer import Scorer
+
+    data = opened.config.data
+    scorer = Scorer(data.root, data.version, options.split)
+    cells, done = [], {}
+    for budget in options.budgets:
+        for mix in MIXES:
+            say(f"ablation: budget {budget:.2f}, {' + '.join(mix)}")
+            own = allocations_of(halves, budget, mix, options.cap)
+            if own is None:
+                continue
+            # What is set the same runs the same: it is not run again.
+            key = repr([(a.route_budget, a.thresholds, a.token_threshold, a.view_rate) for a in own.values()])
+            if key not in done:
+                done[key] = run_cell(opened.model, batches, folds, own, scorer.score, mix, budget)
+            cells.append(replace(done[key], mix="+".join(mix), budget=budget))
+    return cells
+
+
+def control_run(options, overrides: list[str], console) -> None:
+    """Add the controls to a run's ablation.
+
+    Raises:
+        FileNotFoundError: a run without an ablation.
+        ValueError: an ablation of another split or number of samples.
+    """
+    from fusion.adaptive.ablation import ablation_table
+    from fusion.adaptive.controls import CONTROLS, run_controls
+    from fusion.commands.runs import open_run
+    from fusion.scoring.scorer import Scorer
+
+    path = Path(options.run) / "ablation.json"
+    content, cells = read_ablation(path)
+    opened = open_run(Path(options.run), overrides, options.allow, calibrated=False)
+    data, split = opened.config.data, options.split or opened.config.data.val_split
+    batches = list(opened.data.evaluation_loader(split, batch_size=1))
+    if (content["split"], content["num_samples"]) != (split, len(batches)):
+        raise ValueError(
+            f"expected controls on the data of the ablation, {content['num_samples']} samples of {content['split']}, "
+            f"got {len(batches)} of {split}; give both the same split and data.root"
+        )
+    cells = [cell for cell in cells if cell.mix not in CONTROLS]
+    with console.status("routes of random, static and oracle controls"):
+        cells += run_controls(opened.model, batches, cells, Scorer(data.root, data.version, split).score)
+    write_ablation(path, cells, split, len(batches))
+    console.print(ablation_table([cells]), markup=False, soft_wrap=True)
+
+
+def read_ablation(path: Path) -> tuple[dict, list]:
+    """What ``write_ablation`` wrote, and its cells.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    from fusion.adaptive.ablation import AblationCell
+
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"expected an ablation at {path}, there is none; run dynfusion adaptive run={path.parent} ablation=true"
+        )
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return content, [AblationCell(**{**cell, "left": tuple(cell["left"])}) for cell in content["cells"]]
+
+
+def write_ablation(path: Path, cells: list, split: str, num_samples: int) -> None:
+    from fusion.run_directory import write_text
+
+    content = {"split": split, "num_samples": num_samples, "cells": [asdict(cell) for cell in cells]}
+    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def merged(options) -> str:
+    """The Markdown table over several runs, also written to ``out``.
+
+    Raises:
+        FileNotFoundError: a run without an ablation.
+    """
+    from fusion.adaptive.ablation import ablation_table
+    from fusion.run_directory import write_text
+
+    runs = [read_ablation(Path(name) / "ablation.json")[1] for name in options.merge]
+    text = ablation_table(runs) + "\n"
+    if options.out:
+        write_text(Path(options.out), text)
+    return text

@@ -175,8 +175,8 @@ def checks_table(rows: list[dict]) -> str:
 
 TEMPLATE = """# Does failing in training help?
 
-{score} on the validation split of the synthetic town `bench` (not nuScenes scores), `tiny`, equal steps, the same
-encoders to start from: mean ± standard deviation over the seeds. Written by `{command}`.{missing}
+{score} on the first half of the validation scenes of the synthetic town `bench` (100 samples; not nuScenes scores), `tiny`,
+equal steps, the same encoders to start from: mean ± standard deviation over the seeds. Written by `{command}`.{missing}
 
 ## Four recipes, everything on
 
@@ -197,13 +197,14 @@ where its mean is greater than its deviation over the seeds and than that of the
 
 ## The runs
 
-The town and the encoders are those of `benchmarks/difficulty.py`. For each seed `S` and each `RECIPE` of `clean`,
-`constant-dropout`, `ramped`, `published-recipe`, `routed`:
+The town and the encoders are those of `benchmarks/difficulty.py`; 400 steps of two samples each. For each seed `S` and
+each `RECIPE` of `clean`, `constant-dropout`, `ramped`, `published-recipe`, `routed`:
 
 ```
+dynfusion synth preset=bench num_train_scenes=1 num_val_scenes=20 root=towns/bench-half      # once: what is scored
 dynfusion train experiment=proof-RECIPE seed=S run_dir=runs/proof/RECIPE-S \\
   "start_from={{all: runs/bench-lidar-S, camera: runs/bench-views-0, radar: runs/bench-radar-S}}"
-dynfusion robustness run=runs/proof/RECIPE-S suite=proof          # routed: budgets=1.0,0.8,0.6
+dynfusion robustness run=runs/proof/RECIPE-S suite=proof data.root=towns/bench-half      # routed: budgets=1.0,0.8,0.6
 ```
 
 and for the families `experiment=proof-ramped faults=mixture run_dir=runs/proof/mixture-S` and

@@ -156,6 +156,16 @@ def verdicts(runs: Runs, score: str) -> list[dict]:
     return rows
 
 
+def num_samples(runs: Runs) -> int:
+    """Of every cell that could run: scores of different samples are not compared."""
+    counts = {cell.num_samples for own in runs.values() for cells in own.values() for cell in cells if not cell.error}
+    if len(counts) != 1:
+        raise SystemExit(
+            f"expected cells of one number of samples, got {sorted(counts)}; score all runs on one data.root"
+        )
+    return counts.pop()
+
+
 def known(value: float) -> float | None:
     """A number for the results file; None where a cell could not run."""
     return round(value, 4) if math.isfinite(value) else None
@@ -175,8 +185,8 @@ def checks_table(rows: list[dict]) -> str:
 
 TEMPLATE = """# Does failing in training help?
 
-{score} on the first half of the validation scenes of the synthetic town `bench` (100 samples; not nuScenes scores), `tiny`,
-equal steps, the same encoders to start from: mean ± standard deviation over the seeds. Written by `{command}`.{missing}
+{score} on {samples} validation samples of the synthetic town `bench` (not nuScenes scores), `tiny`, equal steps, the
+same encoders to start from: mean ± standard deviation over the seeds. Written by `{command}`.{missing}
 
 ## Four recipes, everything on
 
@@ -197,7 +207,7 @@ where its mean is greater than its deviation over the seeds and than that of the
 
 ## The runs
 
-The town and the encoders are those of `benchmarks/difficulty.py`; 400 steps of two samples each. For each seed `S` and
+The town and the encoders are those of `benchmarks/difficulty.py`. For each seed `S` and
 each `RECIPE` of `clean`, `constant-dropout`, `ramped`, `published-recipe`, `routed`:
 
 ```
@@ -219,6 +229,7 @@ def page_of(runs: Runs, score: str, command: str) -> tuple[str, list[dict]]:
     rows, seen = verdicts(runs, score), seen_scenarios(next(iter(runs[REFERENCE].values())))
     missing = [name for name in (*RECIPES, ROUTED, MIXTURE) if name not in runs]
     page = TEMPLATE.format(
+        samples=num_samples(runs),
         score={"nds": "NDS", "mean_ap": "mAP"}[score],
         command=command,
         missing=f" Missing: {', '.join(missing)}." if missing else "",

@@ -31,7 +31,8 @@ class AblationCell:
         ms: median of single samples, forward and decoding; None where routes were replayed.
         nds, mean_ap: of the whole split.
         left: share of the samples that left at each exit, the model's own head last.
-        tokens: mean share of the tokens that took part among the samples that went all the way; None without tokens.
+        tokens: mean share of the tokens that took part among the samples that went all the way; None without tokens,
+            and of controls.
         views: camera views run per sample.
     """
 
@@ -137,7 +138,8 @@ def ablation_table(runs: Sequence[Sequence[AblationCell]]) -> str:
             _mean([1 - cell.left[-1] for cell in cells], 2),
             _mean([cell.views for cell in cells], 1),
         ]
-        lines.append(f"| {budget:.2f} | {mix.replace('+', ' + ')} | {' | '.join(columns)} |")
+        some = f" ({len(cells)} of {len(runs)} runs)" if len(cells) < len(runs) else ""
+        lines.append(f"| {budget:.2f} | {mix.replace('+', ' + ')}{some} | {' | '.join(columns)} |")
     return "\n".join(lines)
 
 

@@ -2,7 +2,8 @@
 
 The controls are those of ``fusion.efficiency.budget_routes``: routes drawn by chance, the best static one, and an
 oracle over the static ones, which sees the labels. Nobody leaves early, and tokens take part at the rate that they
-learnt.
+learnt. Chance spends the same on average, static routes and the oracle at most as much; where samples leave so early
+that no whole route is as cheap, all three take the cheapest, which costs more.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,7 +33,7 @@ def run_controls(
     score: Callable[[dict], object],
     seed: int = 0,
 ) -> list[AblationCell]:
-    """Every control at every budget, at what all techniques together executed there on average.
+    """Every control at every budget, within what all techniques together executed there on average.
 
     Args:
         batches: of one sample each, in the order of ``cells``' split.

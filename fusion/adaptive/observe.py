@@ -74,9 +74,9 @@ def observe(
 ) -> list[Observation]:
     """Run a labelled set under every pair of a bound on the route and a level of the tokens, nobody leaving early.
 
-    What bounds have in common runs once: encoders on the same input, or, behind tokens of a camera ViT, which have a
-    rate, once for each bound and rate. For each further threshold of the BEV tokens only what comes after the last exit
-    runs once more.
+    What bounds have in common runs once: encoders on the same input; but view encoders that say afterwards what they
+    cost, such as ViTs, once for each bound, and for each rate. For each further threshold of the BEV tokens only what
+    comes after the last exit runs once more.
 
     Args:
         model: a FusionModel, in evaluation mode; left with everything open.

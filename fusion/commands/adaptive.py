@@ -10,7 +10,7 @@ budgets cost on scenes that their settings were not found on.
 
 ablation=true also scores router, exits and tokens alone, in pairs and together at every budget, each sample with
 settings found on other scenes, one sample at a time, and writes RUN/ablation.json. controls=true adds to that file what
-random routes, the best static route and an oracle over static routes give for what all three together executed; with
+random routes, the best static route and an oracle over static routes give for at most what all three executed; with
 ablation=true it follows at once. merge joins the tables of several runs.
 """
 
@@ -18,7 +18,7 @@ import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from fusion.commands.adaptive_ablation import ablated, control_run, merged, write_ablation
+from fusion.commands.adaptive_ablation import ablated, control_run, merged, origin_of, write_ablation
 from fusion.commands.compose import parse_options, split_arguments
 
 DEFAULT_BUDGETS = (0.45, 0.55, 0.7, 0.85, 1.0)
@@ -63,6 +63,7 @@ def calibrate_run(options: Options, overrides: list[str], console) -> None:
     from fusion.adaptive.files import FILE, write_shared_budget
     from fusion.adaptive.search import allocated, candidates
     from fusion.commands.runs import open_run
+    from fusion.efficiency.replay import require_replayable
     from fusion.robustness.fingerprint import model_word
 
     opened = open_run(Path(options.run), overrides, options.allow, calibrated=False)
@@ -72,6 +73,8 @@ def calibrate_run(options: Options, overrides: list[str], console) -> None:
             f"expected a run whose last stage trains the router, got {options.run}; train it with stages=adaptive"
         )
     budgets = checked_budgets(options, model.min_budget)
+    if options.controls:
+        require_replayable(model)
     # Each sample by itself, kept in memory: they are run many times.
     batches = list(opened.data.evaluation_loader(split, batch_size=1))
     folds = scene_halves(batches, needed=options.ablation)
@@ -96,7 +99,7 @@ def calibrate_run(options: Options, overrides: list[str], console) -> None:
         if options.ablation:
             asked = replace(options, split=split, budgets=budgets)
             cells = ablated(opened, batches, halves, folds, asked, status.update)
-            write_ablation(opened.directory.path / "ablation.json", cells, split, len(batches))
+            write_ablation(opened.directory.path / "ablation.json", cells, origin_of(opened, split, len(batches)))
     if options.ablation:
         console.print(ablation_table([cells]), markup=False, soft_wrap=True)
     console.print(f"done in {(time.monotonic() - started) / 60:.1f} minutes", highlight=False)

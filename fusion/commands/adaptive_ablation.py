@@ -32,27 +32,30 @@ def control_run(options, overrides: list[str], console) -> None:
 
     Raises:
         FileNotFoundError: a run without an ablation.
-        ValueError: an ablation of another split or number of samples.
+        ValueError: an ablation of other weights, of another data set or split, or settings that controls do not have.
     """
     from fusion.adaptive.ablation import ablation_table
     from fusion.adaptive.controls import CONTROLS, run_controls
     from fusion.commands.runs import open_run
     from fusion.scoring.scorer import Scorer
 
+    if not options.ablation and (options.budgets or options.cap != 1.0):
+        raise ValueError("expected controls=true at the budgets of the ablation, got budgets or cap; leave them out")
     path = Path(options.run) / "ablation.json"
     content, cells = read_ablation(path)
     opened = open_run(Path(options.run), overrides, options.allow, calibrated=False)
     data, split = opened.config.data, options.split or opened.config.data.val_split
     batches = list(opened.data.evaluation_loader(split, batch_size=1))
-    if (content["split"], content["num_samples"]) != (split, len(batches)):
+    origin = origin_of(opened, split, len(batches))
+    if origin != {name: content.get(name) for name in origin}:
         raise ValueError(
-            f"expected controls on the data of the ablation, {content['num_samples']} samples of {content['split']}, "
-            f"got {len(batches)} of {split}; give both the same split and data.root"
+            f"expected an ablation of these weights and of the {len(batches)} samples of {split} in {data.root}, "
+            f"got one of others in {path}; run ablation=true again, or give the split and data.root that it had"
         )
     cells = [cell for cell in cells if cell.mix not in CONTROLS]
     with console.status("routes of random, static and oracle controls"):
         cells += run_controls(opened.model, batches, cells, Scorer(data.root, data.version, split).score)
-    write_ablation(path, cells, split, len(batches))
+    write_ablation(path, cells, origin)
     console.print(ablation_table([cells]), markup=False, soft_wrap=True)
 
 
@@ -72,10 +75,19 @@ def read_ablation(path: Path) -> tuple[dict, list]:
     return content, [AblationCell(**{**cell, "left": tuple(cell["left"])}) for cell in content["cells"]]
 
 
-def write_ablation(path: Path, cells: list, split: str, num_samples: int) -> None:
+def origin_of(opened, split: str, num_samples: int) -> dict:
+    """What an ablation belongs to: weights, data set, split and number of samples."""
+    from fusion.robustness.fingerprint import dataset_word, model_word
+
+    data = opened.config.data
+    tables = dataset_word(Path(data.root), data.version)
+    return {"weights": model_word(opened.model), "tables": tables, "split": split, "num_samples": num_samples}
+
+
+def write_ablation(path: Path, cells: list, origin: dict) -> None:
     from fusion.run_directory import write_text
 
-    content = {"split": split, "num_samples": num_samples, "cells": [asdict(cell) for cell in cells]}
+    content = {**origin, "cells": [asdict(cell) for cell in cells]}
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 

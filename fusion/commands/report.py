@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fusion.commands.compose import parse_options
-from fusion.run_directory import RunDirectory, write_text
+from fusion.run_directory import write_text
 
 
 @dataclass
@@ -30,7 +30,7 @@ def run(arguments: list[str]) -> int:
     options = parse_options([as_list(argument) for argument in arguments], Options)
     if not options.run:
         raise ValueError("expected run=RUN, the folder of a trained run; see dynfusion report --help")
-    paths = [RunDirectory.existing(Path(name)).path for name in options.run]
+    paths = [Path(name) for name in options.run]  # a detector from elsewhere has scores, and no config.yaml
     console = Console()
     if options.format != "html":
         return text_report(paths, options, console)

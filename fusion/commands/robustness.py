@@ -96,6 +96,7 @@ def run_suite(options: Options, overrides: list[str], console, name: str = "", b
         reuse_gb=options.reuse_gb,
         samples_gb=options.samples_gb,
         regret=options.regret,
+        settings=target.settings,
     )
 
     def work(share: Share):
@@ -111,7 +112,7 @@ def run_suite(options: Options, overrides: list[str], console, name: str = "", b
                 replace(suite_options, share=share),
             )
 
-    word = run_word(target.model, target.data, target.scorer, target.folder)
+    word = run_word(target.model, target.data, target.scorer, target.folder, target.settings)
 
     if options.share:
         work(suite_jobs.share_named(options.share))

@@ -24,6 +24,7 @@ class Target:
     suite: str
     device: object
     plan_source: object = None
+    settings: str = ""
 
 
 def opened_target(options, overrides: list[str], name: str) -> Target:
@@ -47,7 +48,9 @@ def opened_target(options, overrides: list[str], name: str) -> Target:
     split = options.split or config.data.val_split
     data.frames(split)
     scorer = Scorer(config.data.root, config.data.version, split)
-    return Target(folder, model.to(device), data, scorer, config.suite, device, plan_source)
+    # Those of the data have an influence by what the data then are: part of what cells are known by, too.
+    changed = " ".join(sorted(one for one in overrides if not one.lstrip("+~").startswith("data.")))
+    return Target(folder, model.to(device), data, scorer, config.suite, device, plan_source, changed)
 
 
 def foreign(detector: str, allowed: list[str]):

@@ -84,7 +84,11 @@ def _rendered(run: RunContent, runs: list[RunContent]) -> str:
         rows=rows(run),
         run_names=[sections.name_of(each) for each in runs],
         comparison=sections.comparison(runs),
-        measures=[row for each in runs for row in sections.measures(each, None if each is run else run, has_regret)],
+        measures=[
+            row | {"run": sections.name_of(each)}
+            for each in runs
+            for row in sections.measures(each, None if each is run else run, has_regret)
+        ],
         severities=sections.severity_map(run),
         controls=sections.controls_chart(run),
         regrets=sections.regret_table(run),

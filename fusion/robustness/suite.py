@@ -79,6 +79,7 @@ class SuiteOptions:
         samples_gb: memory for samples as they were read and prepared; 0 reads them for every cell.
         regret: whether the router's cells also say what its routes lose to an oracle's. Cells that were done without
             are done again.
+        settings: what was changed of the run's own settings, beside those of the data: other cells.
     """
 
     policies: tuple[str, ...] = (ROUTER,)
@@ -87,6 +88,7 @@ class SuiteOptions:
     reuse_gb: float = 2.0
     samples_gb: float = 2.0
     regret: bool = False
+    settings: str = ""
 
 
 def run_scenarios(
@@ -130,7 +132,9 @@ def run_scenarios(
 def _run(model, datamodule, scorer, run: RunDirectory, work: tuple) -> SuiteResult:
     planned, progress, options = work
     budgets = tuple(dict.fromkeys(plan.budget for plan in planned))
-    suite = _Suite(model, datamodule, scorer, run, _run_word(model, datamodule, scorer, run), options, budgets)
+    suite = _Suite(
+        model, datamodule, scorer, run, _run_word(model, datamodule, scorer, run, options.settings), options, budgets
+    )
     done = {cell.key: cell for cell in read_cells(run.robustness) if cell.run == suite.word and suite.is_whole(cell)}
     blank = [suite.blank_cell(plan) for plan in planned]
     num_left = sum(cell.key not in done for cell in blank)
@@ -199,17 +203,21 @@ def steps_of(scenario: Scenario) -> tuple[dict, ...]:
     )
 
 
-def run_word(model: nn.Module, datamodule: Evaluable, scorer: Scorer, run_dir: Path) -> str:
-    """Stands for weights, data, settings and code: only cells of one word belong together."""
-    return _run_word(model, datamodule, scorer, RunDirectory(Path(run_dir)))
+def run_word(model: nn.Module, datamodule: Evaluable, scorer: Scorer, run_dir: Path, settings: str = "") -> str:
+    """Stands for weights, data, settings and code: only cells of one word belong together.
+
+    Args:
+        settings: as in ``SuiteOptions``.
+    """
+    return _run_word(model, datamodule, scorer, RunDirectory(Path(run_dir)), settings)
 
 
-def _run_word(model: nn.Module, datamodule: Evaluable, scorer: Scorer, run: RunDirectory) -> str:
+def _run_word(model: nn.Module, datamodule: Evaluable, scorer: Scorer, run: RunDirectory, changed: str) -> str:
     settings = repr([getattr(datamodule, name, None) for name in _DATA_SETTINGS])
     config = run.config.read_text(encoding="utf-8") if run.config.is_file() else ""
     data = dataset_word(scorer.root, scorer.version)
     kind = model.word() if isinstance(model, ForeignModel) else shared_word(getattr(model, "shared_budget", None))
-    return joined_word(model_word(model), kind, data, scorer.split, settings, config, code_word())
+    return joined_word(model_word(model), kind, data, scorer.split, settings, config, changed, code_word())
 
 
 class _Suite:

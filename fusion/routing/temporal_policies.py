@@ -143,8 +143,9 @@ class RandomPolicy:
     """A random router of a given mean cost: the control that a learned one has to beat.
 
     Branches in random order are added while they fit ``mean_cost``; the first that does not is added with the
-    probability that makes the expected cost ``mean_cost`` exactly (where enough units are there to spend it). The same
-    seed and order of samples give the same routes.
+    probability that makes the expected cost ``mean_cost`` exactly. Where all fit, units are raised to their dearest
+    branch in the same way, so that nothing is left but what cannot be spent. The same seed and order of samples give
+    the same routes.
 
     Args:
         mean_cost: share of the full cost: what the router to compare with really spent.
@@ -173,16 +174,18 @@ class RandomPolicy:
         branch = torch.multinomial(open_branches, 1, generator=self._generator)[:, 0]
         choice = torch.full((len(possible),), SKIP)
         left = self.mean_cost - always
-        for unit in torch.randperm(len(possible), generator=self._generator).tolist():
-            if not runs[unit]:
-                continue
-            cost = float(shares[unit, branch[unit]])
-            if cost <= left:
-                choice[unit], left = branch[unit], left - cost
-                continue
-            if float(torch.rand((), generator=self._generator)) < left / cost:
-                choice[unit] = branch[unit]
-            break
+        dearest = torch.where(possible, shares, -1.0).argmax(dim=1)
+        for wanted in (branch, dearest):
+            for unit in torch.randperm(len(possible), generator=self._generator).tolist():
+                if not runs[unit]:
+                    continue
+                cost = float(shares[unit, wanted[unit]] - shares[unit, choice[unit]])
+                if cost <= left:
+                    choice[unit], left = wanted[unit], left - cost
+                    continue
+                if float(torch.rand((), generator=self._generator)) < left / cost:
+                    choice[unit] = wanted[unit]
+                return choice
         return choice
 
     def reset(self) -> None:

@@ -14,6 +14,7 @@ from rich.console import Console
 from datamodules.batch import BoxBatch
 from fusion.adaptive.ablation import fold_candidates
 from fusion.adaptive.allocation import Allocation, SharedBudget
+from fusion.adaptive.controls import CONTROLS
 from fusion.adaptive.files import read_shared_budget
 from fusion.adaptive.held_out import HeldOut, executed, held_out
 from fusion.adaptive.observe import Observation, observe
@@ -21,6 +22,7 @@ from fusion.adaptive.reliable import PeakTable, calibrate_answers, calibrate_exi
 from fusion.adaptive.search import allocated
 from fusion.adaptive.settings import Setting, TokenLevel
 from fusion.commands.adaptive import Options, calibrate_run
+from fusion.commands.adaptive_ablation import control_run
 from fusion.heads.targets import center_targets
 from fusion.trunk.exits_peaks import find_peaks
 from fusion.trunk.exits_reliability import reliability
@@ -234,3 +236,45 @@ def test_the_command_prints_and_keeps_what_it_found(tmp_path, monkeypatch):
         spent = [model(batch, budget=budgets[0]).trace.gflops()[0] / model.prices().full_gflops for batch in BATCHES]
     assert sum(spent) / 4 == pytest.approx(shared.allocations[0].mean_cost, rel=1e-6)
     assert model.exits.temperatures == shared.temperatures
+
+
+def test_controls_join_the_ablation_that_they_belong_to(tmp_path, monkeypatch):
+    """On another split than the run's own they are scored there; controls are replaced when run again."""
+    model, splits = adaptive_model(), []
+    (tmp_path / "v1").mkdir()
+    (tmp_path / "v1" / "sample.json").write_text("[]")
+
+    def scorer(root, version, split):
+        splits.append(split)
+        return SimpleNamespace(score=lambda detections: SimpleNamespace(mean_ap=0.25, nds=0.5))
+
+    opened = SimpleNamespace(
+        model=model,
+        config=SimpleNamespace(data=SimpleNamespace(val_split="val", root=str(tmp_path), version="v1")),
+        directory=SimpleNamespace(path=tmp_path),
+        plan_source=None,
+        data=SimpleNamespace(evaluation_loader=lambda split, batch_size: BATCHES),
+    )
+    monkeypatch.setattr("fusion.commands.runs.open_run", lambda *_, **__: opened)
+    monkeypatch.setattr("fusion.scoring.scorer.Scorer", scorer)
+    console = Console(width=200, record=True, file=io.StringIO())
+    options = Options(run=str(tmp_path), budgets=[1.0], split="other", ablation=True)
+    calibrate_run(options, [], console)
+    first = json.loads((tmp_path / "ablation.json").read_text())
+    options = Options(run=str(tmp_path), split="other", controls=True)
+    control_run(options, [], console)
+    control_run(options, [], console)
+    assert set(splits) == {"other"}
+    second = json.loads((tmp_path / "ablation.json").read_text())
+    assert second["cells"][: len(first["cells"])] == first["cells"]
+    assert [cell["mix"] for cell in second["cells"][len(first["cells"]) :]] == list(CONTROLS)
+    assert "| 1.00 | random routes | 0.500 |" in console.export_text()
+    with pytest.raises(ValueError, match="expected an ablation of these weights and of the 4 samples of val"):
+        control_run(replace(options, split=""), [], console)
+    with torch.no_grad():
+        next(model.parameters()).add_(1.0)
+    with pytest.raises(ValueError, match="of these weights"):
+        control_run(options, [], console)
+    with pytest.raises(ValueError, match="leave them out"):
+        control_run(replace(options, budgets=[0.5]), [], console)
+    assert json.loads((tmp_path / "ablation.json").read_text()) == second

@@ -331,17 +331,19 @@ def test_a_token_bucket_spends_its_savings_and_refuses_a_hopeless_rate():
         TokenBucketPolicy(ArgmaxPolicy(), rate=0.05)(proposal(wants_all), TABLE)
 
 
-@pytest.mark.parametrize("mean_cost", [0.3, 0.55, 0.8])
+@pytest.mark.parametrize("mean_cost", [0.3, 0.55, 0.8, 0.95])
 def test_the_random_router_costs_what_it_should(mean_cost):
     num = 1500
     choice = RandomPolicy(mean_cost, seed=1)(proposal(torch.zeros(num, 8, 3)), TABLE)
     costs = TABLE.prices.cost_of(choice)
-    # Lite branches may leave nothing to buy at high budgets: the mean is then below, never above.
     error = float(costs.std() / num**0.5)
-    assert float(costs.mean()) <= mean_cost + 3 * error
-    if mean_cost < 0.5:
-        assert abs(float(costs.mean()) - mean_cost) < 3 * error
-    assert len(torch.unique(choice, dim=0)) > 50
+    assert abs(float(costs.mean()) - mean_cost) < 3 * error
+    assert len(torch.unique(choice, dim=0)) > (50 if mean_cost < 0.9 else 15)  # near everything on there are not many
+
+
+def test_the_random_router_with_all_the_money_runs_everything():
+    choice = RandomPolicy(1.0, seed=1)(proposal(torch.zeros(5, 8, 3)), TABLE)
+    assert TABLE.prices.cost_of(choice).tolist() == pytest.approx([1.0] * 5)
 
 
 def test_policies_repeat_themselves():

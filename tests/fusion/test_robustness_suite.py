@@ -217,6 +217,8 @@ def test_a_strangers_detector_is_scored_like_everybody(data, scorer, tmp_path):
     newer = NearestPoint()
     newer.version = "2"
     assert run_word(ForeignModel(newer), data, scorer, tmp_path) != clean.run
+    assert run_word(model, data, scorer, tmp_path) == clean.run
+    assert run_word(model, data, scorer, tmp_path, "model.merge.fill=0") != clean.run, "another setting, other cells"
 
 
 def test_shares_of_two_make_the_whole(data, scorer, tmp_path):

@@ -137,6 +137,8 @@ class FusionTask(pl.LightningModule):
             for name, parameter in self.model.named_parameters():
                 parameter.requires_grad_(self.stage.trains(name))
             self._prepared_stage = self.stage
+        # A router that stands still decides as it will at evaluation, without noise: the others learn for its routes.
+        self.model.router.train(any(parameter.requires_grad for parameter in self.model.router.parameters()))
         self.model.router.relaxation.temperature = self.curriculum.temperature(progress)
         self.depth_terms.rest({name: self._weight(name) for name in self.depth_terms.names})
 
@@ -150,6 +152,11 @@ class FusionTask(pl.LightningModule):
         added = {name: value for name, value in route_terms.items() if name not in terms}  # by a custom step
         terms, weights = terms | added, weights | dict.fromkeys(added, 1.0)
         loss = torch.stack([weights[name] * value for name, value in terms.items()]).sum()
+        if not loss.requires_grad:
+            raise ValueError(
+                f"stage {self.stage.name!r}: expected a loss that depends on something that the stage trains, got "
+                "none; change its trainable, its route and units, or its losses"
+            )
         self.step_values = {"loss": loss.detach(), **_detached(terms), **route_values(output)}
         # The step table has every step; Lightning's own log of thirty values costs a tenth of a small step.
         if self.trainer.global_step % self.trainer.log_every_n_steps == 0:

@@ -92,7 +92,8 @@ class EarlyExits(nn.Module):
             in_channels, shape: of the merged BEV.
 
         Raises:
-            ValueError: an exit after a stage that is not there or is the last, of other channels or on another grid.
+            ValueError: an exit after a stage that is not there or is the last, of other channels, on another grid or
+                with other class groups.
         """
         maps, self.stage_gflops = stage_maps(trunk, in_channels, shape)
         for one in self.heads:
@@ -108,6 +109,11 @@ class EarlyExits(nn.Module):
                 )
             if not same_grid(one.head.grid, head.grid):
                 raise ValueError(f"expected exits on the grid of the model's head, {head.grid}, got {one.head.grid}")
+            if one.head.group_of_class != head.group_of_class:
+                raise ValueError(
+                    f"expected exits with the class_groups of the model's head, {len(head.heatmaps)} of them, got "
+                    f"{len(one.head.heatmaps)} or others after stage {one.after}; give all heads the same"
+                )
         self.exit_gflops = [one.gflops(maps[one.after][1]) for one in self.heads]
         self.last_gflops = {"trunk": trunk.gflops(shape) - sum(self.stage_gflops), "head": head.gflops()}
         if isinstance(self.combine, Boosted):

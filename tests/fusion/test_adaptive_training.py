@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from torch import nn
 
@@ -29,7 +30,8 @@ from tests.fusion.adaptive_toys import adaptive_model
 from tests.fusion.small_model import IMAGE_SIZE_PX, small_batch, small_model
 from tests.fusion.test_resume import assert_equal
 from tests.fusion.toy_data import ToyData
-from tests.fusion.train_adaptive import train
+from tests.fusion.train_adaptive import leaving, train
+from tests.fusion.train_toy import LEARNING
 
 ROOT = Path(__file__).parents[2]
 
@@ -81,6 +83,54 @@ def test_ranks_with_different_routes_and_exits_agree(tmp_path):
     assert done.returncode == 0, done.stderr
     one, two = (torch.load(tmp_path / f"rank-{rank}.pt", weights_only=True) for rank in (0, 1))
     assert all(torch.equal(one[name], two[name]) for name in one)
+    left = [torch.load(tmp_path / f"left-{rank}.pt", weights_only=True) for rank in (0, 1)]
+    assert not torch.equal(left[0]["routes"], left[1]["routes"]), "in the last step of training"
+    assert [part["exit_of"].tolist() for part in left] == [[2, 2], [0, 0]], "one rank goes all the way, one leaves"
+    alone = adaptive_model()
+    alone.load_state_dict(one)
+    for rank, part in enumerate(left):
+        expected = leaving(alone, rank)
+        assert part["gflops"] == expected["gflops"]
+        torch.testing.assert_close(part["heatmap"], expected["heatmap"])
+
+
+def test_a_router_that_stands_still_decides_as_at_evaluation(tmp_path):
+    model = adaptive_model().train()
+    stages = [
+        Stage("router", 0.5, route="learned", budget=0.7, trainable=("router",)),
+        Stage("settle", 1.0, route="learned", budget=0.7, trainable=("merge", "trunk", "head")),
+    ]
+    task = FusionTask(model, stages, LEARNING, seed=3)
+    weight, seen = next(model.trunk.parameters()), []
+
+    class Watch(pl.Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            routes, is_training = module.step_routes[0][0], module.model.router.training
+            module.model.router.eval()
+            plan = module.model.router(glance_of(batch, module.model.available(batch)), module.model.routes, 0.7)
+            seen.append((module.stage.name, is_training, torch.equal(plan.choice, routes), weight.detach().clone()))
+
+    trainer = build_trainer(
+        tmp_path, max_epochs=4, accelerator="cpu", devices=1, callbacks=[Watch()], num_sanity_val_steps=0,
+        limit_val_batches=0,
+    )  # fmt: skip
+    trainer.fit(task, datamodule=ToyData(6, image_size_px=IMAGE_SIZE_PX, depth_stride=8))
+    first, second = ([row for row in seen if row[0] == name] for name in ("router", "settle"))
+    assert all(is_training for _, is_training, _, _ in first)
+    assert not all(same for _, _, same, _ in first), "noise that never changes a route proves nothing below"
+    assert len(second) >= 4
+    assert all(not is_training and same for _, is_training, same, _ in second)
+    assert torch.equal(first[0][3], first[-1][3])
+    assert not torch.equal(second[0][3], second[-1][3])
+
+
+def test_a_stage_whose_loss_it_cannot_change_is_one_line(tmp_path):
+    task = FusionTask(adaptive_model().train(), [Stage("idle", 1.0, route="full", trainable=("router",))], LEARNING)
+    trainer = build_trainer(tmp_path, max_epochs=1, accelerator="cpu", devices=1, num_sanity_val_steps=0)
+    with pytest.raises(
+        ValueError, match="stage 'idle': expected a loss that depends on something that the stage trains"
+    ):
+        trainer.fit(task, datamodule=ToyData(2, image_size_px=IMAGE_SIZE_PX, depth_stride=8))
 
 
 def test_terms_are_those_of_the_losses():

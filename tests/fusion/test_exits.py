@@ -16,6 +16,7 @@ from fusion.trunk.exits import EarlyExits, ExitHead, scaled_gradient
 from fusion.trunk.exits_combine import Boosted, GeometricEnsemble, MeanProbability
 from fusion.trunk.exits_losses import JointLoss
 from fusion.trunk.exits_policies import LearnedGate, Patience
+from sensors.boxes import DETECTION_NAMES
 from sensors.rig import LIDAR, NUM_CAMERAS, RADARS
 from tests.fusion.exit_toys import exit_model
 from tests.fusion.random_batch import random_batch
@@ -297,6 +298,7 @@ def test_an_exit_that_does_not_fit():
     for wrong in (
         ExitHead(0, 7, 8, CenterHead(8, PILLARS, channels=8)),
         ExitHead(0, 12, 8, CenterHead(8, PILLARS.coarser(2), channels=8)),
+        ExitHead(0, 12, 8, CenterHead(8, model.head.grid, channels=8, class_groups=(("car",), DETECTION_NAMES[1:]))),
     ):
         with pytest.raises(ValueError, match="expected"):
             EarlyExits([wrong]).attach(model.trunk, model.head, 12, (16, 16))

@@ -13,7 +13,7 @@ from fusion.task import FusionTask
 from fusion.trainer import build_trainer
 from fusion.trunk.exits_losses import DistillationLoss
 from tests.fusion.adaptive_toys import adaptive_model
-from tests.fusion.small_model import IMAGE_SIZE_PX
+from tests.fusion.small_model import IMAGE_SIZE_PX, small_batch
 from tests.fusion.toy_data import ToyData
 from tests.fusion.train_toy import LEARNING, KillAt
 
@@ -47,8 +47,20 @@ def train(folder: Path, kill_at: int | None = None, resume: bool = False, **ligh
     return trainer
 
 
+def leaving(model: torch.nn.Module, rank: int) -> dict:
+    """Where two samples of a rank's own leave, and what they are answered, at thresholds that let some go."""
+    model.eval()
+    model.exits.set_thresholds((0.0, 0.0) if rank else (torch.inf, torch.inf))
+    with torch.inference_mode():
+        output = model(small_batch(2, seed=rank), budget=1.0)
+    return {"exit_of": output.exits.exit_of, "heatmap": output.head.heatmap, "gflops": output.trace.gflops()}
+
+
 if __name__ == "__main__":
     settings = dict(word.split("=") for word in sys.argv[2:])
     numbers = {key: int(value) for key, value in settings.items() if value.lstrip("-").isdigit()}
     trained = train(Path(sys.argv[1]), **(settings | numbers))
-    torch.save(trained.lightning_module.model.state_dict(), Path(sys.argv[1]) / f"rank-{trained.global_rank}.pt")
+    learnt, rank = trained.lightning_module.model, trained.global_rank
+    torch.save(learnt.state_dict(), Path(sys.argv[1]) / f"rank-{rank}.pt")
+    routes = trained.lightning_module.step_routes[0][0]
+    torch.save({"routes": routes, **leaving(learnt, rank)}, Path(sys.argv[1]) / f"left-{rank}.pt")

@@ -3,26 +3,32 @@
 import csv
 import io
 import json
+import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fusion.report.charts import Line, chart, front
-from fusion.report.content import RunContent
+from fusion.report.content import RunContent, read_run
 from fusion.report.html import write_report
 from fusion.report.sections import (
     as_csv,
     as_json,
     comparison,
+    interval_rows,
     measures,
+    precision_recall_chart,
     regret_table,
     severity_map,
     table_rows,
 )
 from fusion.report.text_tables import text_table
 from fusion.robustness.cells import append_cell
-from tests.fusion.test_report import STEP, cell_of
+from fusion.robustness.table import comparison_table
+from fusion.scoring.metrics import write_metrics
+from tests.fusion.test_report import STEP, cell_of, metrics_of
 
 HARDER = ({**STEP[0], "level": 2.0},)
 
@@ -138,3 +144,69 @@ def test_a_page_of_two_runs(tmp_path):
     assert "Faults by severity" in page
     assert "Against controls" in page
     assert not (tmp_path / "a" / "report.html").exists()
+    measures = page[page.index("Robustness measures") :].partition("</table>")[0]
+    assert "<th>run</th>" in measures
+    assert all(f'<th scope="row">{name}</th>' in measures for name in ("a", "b"))
+    alone = write_report(tmp_path / "a", [], tmp_path / "one.html").read_text()
+    assert "<th>run</th>" not in alone[alone.index("Robustness measures") :].partition("</table>")[0]
+
+
+def test_a_page_with_time_lines_curves_and_intervals(tmp_path):
+    """Numbers that stand in the files stand on the page: by hand, each once and where it belongs."""
+    frame = {"recall_2m": 0.5, "let_go": 0.0, "harmed": 0.0}
+    frames = [frame, {**frame, "harmed": 1.0, "recall_2m": 0.25}, {**frame, "harmed": 1.0, "let_go": 1.0}, frame]
+    phases = {"before": {"mean_ap": 0.417}, "during": {"mean_ap": 0.128}, "after": {"mean_ap": None}}
+    failover = {"phases": phases, "frames": frames, "react_frames": {"s": 1}, "recover_frames": {"s": None}}
+    lost = cell_of("lidar-lost-midway", steps=STEP, failover=failover)
+    for cell in (cell_of("clean"), lost, replace(lost, budget=0.4)):
+        append_cell(tmp_path / "robustness.jsonl", cell)
+    part = {"num_labels": 31, "recall_2m": 0.613, "recall_4m": 0.708, "nds": 0.222, "mean_ap": 0.345}
+    shares = {"camera": 0.88, "lidar": 0.77, "radar": 0.66}
+    breakdown = {
+        "precision_recall": {"car": {"2": [1.0] * 41 + [0.0] * 60}, "bus": {"2": [0.0] * 101}},
+        "by_distance": {"0-20 m": {**part, "mean_ap_of_labelled": 0.456}},
+        "by_view": {"CAM_BACK skipped": part},
+        "by_road_user": {"pedestrian": part},
+    }
+    write_metrics(
+        tmp_path / "metrics.json",
+        metrics_of(0.5, 0.4),
+        breakdown=breakdown,
+        intervals={"nds": {"low": 0.391, "high": 0.409}, "car": {"low": None, "high": None}},
+        routes_by_condition={"night": {"num_samples": 17, "sensor_shares": shares, "gflops": 2.34}},
+    )
+    page = write_report(tmp_path).read_text()
+    line = page[page.index("When a sensor fails on the way") :].partition("</section>")[0]
+    assert line.count("<figure") == 1, "the largest budget alone"
+    assert "mAP before 0.417, during 0.128, after –; keyframes to react 1, to recover never or no end" in line
+    assert line.count("recall at 2 m") >= 1
+    for numbers in (
+        ("0-20 m", "31", "0.456", "0.222"),
+        ("CAM_BACK skipped", "31", "0.613", "0.708"),
+        ("pedestrian", "31", "0.345", "0.613"),
+        ("night", "17", "88%", "77%", "66%", "2.34"),
+    ):
+        assert re.search(r"[^<]*<.*?".join(f">{re.escape(number)}<" for number in numbers), page, re.S), numbers
+    run = read_run(tmp_path)
+    assert [(row["title"], row["low"], row["high"]) for row in interval_rows(run)] == [("NDS", 0.391, 0.409)]
+    assert "0.391" in page
+    assert "0.409" in page
+    curves = precision_recall_chart(run)
+    assert "car" in curves
+    assert "bus" not in curves, "a class that found nothing has no curve"
+    assert str(curves) in page
+
+
+def test_runs_compared_on_the_command_line_have_a_column_each():
+    from rich.console import Console
+
+    better = [cell_of("clean", nds=0.5), cell_of("fog", steps=STEP, nds=0.456)]
+    worse = [cell_of("clean", nds=0.4), replace(cell_of("fog", steps=STEP), metrics=None, error="ValueError: no fog")]
+    console = Console(width=160, record=True, file=io.StringIO())
+    console.print(comparison_table({"runs/one": better, "runs/two": worse}))
+    text = console.export_text()
+    assert "runs/one" in text
+    assert "runs/two" in text
+    (fog,) = [line for line in text.splitlines() if "fog" in line]
+    assert "0.456" in fog
+    assert "failed" in fog

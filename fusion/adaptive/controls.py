@@ -31,7 +31,6 @@ def run_controls(
     batches: Sequence[Batch],
     cells: Sequence[AblationCell],
     score: Callable[[dict], object],
-    seed: int = 0,
 ) -> list[AblationCell]:
     """Every control at every budget, within what all techniques together executed there on average.
 
@@ -53,14 +52,14 @@ def run_controls(
         outcomes = {
             (name, place, 0): Outcome(choice)
             for place, cell in enumerate(together)
-            for name, choice in _choices(model, measured, cell.gflops, [seed, place]).items()
+            for name, choice in _choices(model, measured, cell.gflops, seed=place).items()
         }
         for number, batch in enumerate(batches):
             run_sample(model, batch, number, outcomes)
     return [_cell(model, together[place], name, one, score) for (name, place, _), one in outcomes.items()]
 
 
-def _choices(model: nn.Module, measured: Measured, mean_gflops: float, seed: Sequence[int]) -> dict[str, torch.Tensor]:
+def _choices(model: nn.Module, measured: Measured, mean_gflops: float, seed: int) -> dict[str, torch.Tensor]:
     """Routes of every control at a mean cost, always-on part included."""
     candidates, available = measured.candidates, torch.stack(measured.available)
     losses = np.stack(measured.losses)[:, : len(candidates)]
@@ -71,7 +70,7 @@ def _choices(model: nn.Module, measured: Measured, mean_gflops: float, seed: Seq
     always = (gflops - own).mean(axis=1)  # tokens make it differ a little from route to route
     static = static_columns(losses, gflops, np.full(len(losses), mean_gflops), two_folds(measured.scenes))
     oracle = oracle_columns(losses, gflops, mean_gflops)
-    generator = np.random.default_rng(list(seed))
+    generator = np.random.default_rng(seed)
     return {
         RANDOM: random_choice(model.routes, available, unit_gflops, mean_gflops - always, generator),
         STATIC: torch.where(available, candidates[torch.from_numpy(static)], SKIP),

@@ -114,4 +114,7 @@ def _levels(scores: torch.Tensor, num_levels: int) -> list[float]:
     if not len(finite):
         return [math.inf]
     quantiles = torch.linspace(0, 1, num_levels - 1, dtype=torch.float64)[:-1]
-    return sorted({*torch.quantile(finite, quantiles).tolist(), math.inf})
+    # A little below: a score differs in its last bits with the number of rows that an encoder runs at once, and the
+    # sample that a level was taken from must not go on for it.
+    slack = 1e-6 * float(finite.abs().max())
+    return sorted({*(torch.quantile(finite, quantiles) - slack).tolist(), math.inf})

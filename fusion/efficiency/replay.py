@@ -20,7 +20,6 @@ from datamodules.batch import Batch
 from fusion.adaptive.allocation import tokens_of, views_of
 from fusion.encoders.guide import guide_points
 from fusion.encoders.lift import ViewRows
-from fusion.encoders.measured_depth import newest_sweep
 from fusion.encoders.views import ViewFeatures
 from fusion.heads.center import HeadOutput
 from fusion.model import FusionModel
@@ -133,8 +132,6 @@ class EncodedSample:
             if model.camera_guide is not None:
                 model.cameras.guide = guide_points(batch, model.camera_guide)
             depths = batch.lidar if model.cameras.depth_from_lidar and bool(available[LIDAR_UNIT]) else None
-            if depths is not None:
-                depths = newest_sweep(depths, torch.ones(1, dtype=torch.bool, device=device))
             for branch in model.cameras.sizes_px:
                 gates = torch.ones(NUM_CAMERAS, device=device)
                 views[branch] = model.cameras.rows(branch, batch.camera, everything, gates, depths)

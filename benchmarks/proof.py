@@ -67,6 +67,7 @@ def columns_of(runs: Runs) -> dict[str, list[str]]:
     """Heading -> scenarios that it is the mean of."""
     seen = seen_scenarios(next(iter(runs[REFERENCE].values())))
     groups = {"clean": [BASELINE], "seen faults": seen["fault"], "unseen faults": seen["neither"]}
+    groups["missing sensors"] = list(SUBSETS)
     return groups | {name.replace("lidar", "LiDAR").replace("+", " + "): [name] for name in SUBSETS}
 
 
@@ -138,7 +139,7 @@ def verdicts(runs: Runs, score: str) -> list[dict]:
         seeds = sorted(set(runs.get(name, {})) & set(runs.get(BASELINE, {})))
         if name == BASELINE or not seeds:
             continue
-        for heading, names in list(columns_of(runs).items())[:3]:
+        for heading, names in list(columns_of(runs).items())[:4]:
             value = of(names, 1.0, score)
             before = spread_of([value(runs[BASELINE][seed]) for seed in seeds])
             gain = spread_of([value(runs[name][seed]) - value(runs[BASELINE][seed]) for seed in seeds])
@@ -192,7 +193,7 @@ same encoders to start from: mean ± standard deviation over the seeds. Written 
 
 {recipes}
 
-*Seen*: faults that `faults=ramped` trains with: {seen}. *Unseen*: of families that it has not: {unseen}. A gain counts
+*Missing sensors*: mean of the six subsets. *Seen*: faults that `faults=ramped` trains with: {seen}. *Unseen*: of families that it has not: {unseen}. A gain counts
 where its mean is greater than its deviation over the seeds and than that of the runs without faults.
 
 {checks}

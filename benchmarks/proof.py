@@ -193,7 +193,8 @@ same encoders to start from: mean ± standard deviation over the seeds. Written 
 
 {recipes}
 
-*Missing sensors*: mean of the six subsets. *Seen*: faults that `faults=ramped` trains with: {seen}. *Unseen*: of families that it has not: {unseen}. A gain counts
+*Missing sensors*: mean of the six subsets.
+*Seen*: faults that `faults=ramped` trains with: {seen}. *Unseen*: of families that it has not: {unseen}. A gain counts
 where its mean is greater than its deviation over the seeds and than that of the runs without faults.
 
 {checks}

@@ -7,7 +7,7 @@ on random numbers at evaluation. Nothing is extrapolated.
   saved per sample that leaves, ``peer`` the time that a sample spends after that exit; the ratio is at least 0.8.
 - *tokens*: ``ours`` with fewer tokens, ``peer`` the same layers dense; the ratio must be below 1.
 
-Rows without a bar show small maps and pictures, where it may not pay.
+Rows without a bar show small maps and pictures, where it may not pay. Batch 6 of pictures are the views of one sample.
 """
 
 import math
@@ -163,11 +163,14 @@ def main(out: Path) -> None:
     torch.manual_seed(SEED)
     rows = [
         *exit_rows("tiny", 8, 4, 5),
-        *exit_rows("base", 2, 1, 2),
-        *bev_rows(64, 256, 1, 1.0, 3),
-        *bev_rows(32, 96, 1, None, 9),
-        *vit_rows("vit_small_patch16_224", (256, 704), 1, True, 3),
-        *vit_rows("vit_tiny_patch16_224", (64, 176), 1, False, 9),
+        *exit_rows("base", 4, 2, 5),
+        *bev_rows(64, 256, 1, 1.0, 5),
+        *bev_rows(32, 96, 1, None, 15),
+        *bev_rows(32, 96, 8, None, 5),
+        *vit_rows("vit_small_patch16_224", (256, 704), 1, True, 5),
+        *vit_rows("vit_small_patch16_224", (256, 704), 6, True, 2),
+        *vit_rows("vit_tiny_patch16_224", (64, 176), 1, False, 15),
+        *vit_rows("vit_tiny_patch16_224", (64, 176), 6, False, 9),
     ]
     versions = {"torch": torch.__version__, "timm": timm.__version__}
     machine = {"threads": torch.get_num_threads()}

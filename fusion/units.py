@@ -135,8 +135,8 @@ class ViewBranches(nn.Module):
         """Depths of the feature cells of view rows, each from the newest sweep of its own sample alone."""
         asked = torch.zeros(len(points.present), dtype=torch.bool, device=sample.device)
         asked[sample] = True
-        newest = newest_sweep(points, asked)
-        return measured_depth(newest, image_from_camera, ego_from_camera, sample, image_size_px, feature_size)
+        sweep = newest_sweep(points, asked)
+        return measured_depth(sweep, image_from_camera, ego_from_camera, sample, image_size_px, feature_size)
 
     def _resized(self, images: Float32[Tensor, "r 3 h w"], branch: int) -> Float32[Tensor, "r 3 hh ww"]:
         """Area averaging: a picture made smaller without aliasing."""

@@ -1,11 +1,11 @@
-"""What token methods add to the loss of a training step."""
+"""What token methods, and the teachers of those in a camera ViT, add to the loss of a training step."""
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-_LAST = ("last_use", "last_shares", "last_ponder")
-"""Attributes in which token methods keep what the last pass did."""
+_LAST = ("last_use", "last_shares", "last_kept", "last_ponder", "last_halting", "last_terms")
+"""Attributes in which token methods and teachers keep what the last pass did."""
 
 
 def forget_tokens(model: nn.Module) -> None:

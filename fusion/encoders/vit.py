@@ -9,6 +9,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from fusion.encoders.views import IMAGENET_MEAN, IMAGENET_STD, ViewFeatures
+from fusion.encoders.vit_teacher import TokenTeacher
 from fusion.encoders.vit_tokens import Dense, TokenMethod
 from fusion.ops.blocks import conv_norm_relu, group_norm
 from fusion.ops.flops import counted_gflops
@@ -27,12 +28,13 @@ class VitViewEncoder(nn.Module):
         pretrained: timm's weights.
         neck_channels: of the two convolutions after the ViT.
         backbone_options: further arguments for timm, e.g. ``{"depth": 4, "embed_dim": 64, "num_heads": 4}``.
+        teacher: what the ViT with all its tokens adds to the term ``tokens`` in training; None for nothing.
 
     Attributes:
         rate: share of its own rate that the token method works at in evaluation, see ``set_rate``.
 
     Raises:
-        ValueError: a backbone that is no plain ViT: its tokens cannot be dropped.
+        ValueError: a backbone that is no plain ViT: its tokens cannot be dropped; or a teacher where none are.
     """
 
     def __init__(
@@ -45,6 +47,8 @@ class VitViewEncoder(nn.Module):
         pretrained: bool = False,
         neck_channels: int = 128,
         backbone_options: Mapping | None = None,
+        *,
+        teacher: TokenTeacher | None = None,
     ):
         super().__init__()
         options = {"num_classes": 0, "dynamic_img_size": True, **(backbone_options or {})}
@@ -56,7 +60,11 @@ class VitViewEncoder(nn.Module):
             raise ValueError(_no_vit(backbone, type(vit).__name__))
         vit.norm = nn.Identity() if vit.norm is None else vit.norm
         self.vit, self.method = vit, method if method is not None else Dense()
-        self.rate, self._saved = 1.0, None
+        self.rate, self._saved, self.teacher = 1.0, None, teacher
+        if teacher is not None:
+            if isinstance(self.method, Dense):
+                raise ValueError("expected a token method for a teacher, got none; choose one or leave the teacher out")
+            teacher.attach(vit)
         self.channels, self.num_depths, self.stride = channels, num_depths, vit.patch_embed.patch_size[0]
         self.neck = nn.Sequential(
             nn.Conv2d(vit.embed_dim, neck_channels, 1),
@@ -85,10 +93,14 @@ class VitViewEncoder(nn.Module):
         size = (height // self.stride, width // self.stride)
         if num_rows == 0:
             return ViewFeatures(images.new_zeros(0, self.channels, *size), images.new_zeros(0, self.num_depths, *size))
-        tokens = self.tokens((images - self.mean) / self.std)
+        normalised = (images - self.mean) / self.std
+        tokens = self.tokens(normalised)
         patches = self.vit.norm(self.method(self.vit.blocks, tokens, self.vit.num_prefix_tokens))
         self._saved = None if self.training else self._savings(num_rows, size)
         head = self.neck(patches.transpose(1, 2).unflatten(2, size))
+        if self.teacher is not None and self.training:
+            kept = getattr(self.method, "last_kept", None)
+            self.teacher.compare(self.vit, self.neck, normalised, patches, head[:, self.channels :], kept)
         return ViewFeatures(head[:, : self.channels], head[:, self.channels :])
 
     def tokens(self, images: Float[Tensor, "r 3 h w"]) -> Float[Tensor, "r m c"]:

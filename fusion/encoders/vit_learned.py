@@ -31,6 +31,7 @@ class DynamicVit(nn.Module):
         rate: factor on ``keep`` at evaluation, set by ``VitViewEncoder.set_rate``; None where ``keep`` is 1, whose
             predictors nothing has taught.
         last_shares: mean of the kept shares over the last training batch, one per predictor, with gradients.
+        last_kept: which patches of that batch were kept to the end, 1 or 0, without gradients.
     """
 
     def __init__(self, dim: int, at: Sequence[int] = (3, 6, 9), keep: float | int = 0.7):
@@ -43,11 +44,12 @@ class DynamicVit(nn.Module):
             nn.Sequential(nn.Linear(dim, dim // 2), nn.GELU(), nn.Linear(dim // 2, 2)) for _ in self.at
         )
         self.last_shares: Tensor | None = None
+        self.last_kept: Tensor | None = None
 
     def forward(self, blocks: Blocks, tokens: Float[Tensor, "r m c"], num_prefix: int) -> Float[Tensor, "r n c"]:
         if self.keep == 1:
             return Dense()(blocks, tokens, num_prefix)
-        return (self._masked if self.training else self._gathered)(blocks, tokens, num_prefix)
+        return (self.masked if self.training else self._gathered)(blocks, tokens, num_prefix)
 
     def ratio_loss(self) -> Float[Tensor, ""]:
         """Squared distance of the kept shares of the last training batch from keep, keep^2, ..."""
@@ -72,27 +74,38 @@ class DynamicVit(nn.Module):
         for number in range(depth):
             if number in self.at and self.keep < 1:
                 total += 2e-9 * num_patches * (dim * dim + dim * (dim // 2) + dim)
-                num_patches = max(round(self.keep * self.rate * num_patches), 1)
+                num_patches = self._count(num_patches)
             total += block_gflops(dim, num_prefix + num_patches, mlp_ratio)
         return total
 
     def __getstate__(self) -> dict:
         """Copies do not take the last batch along: it may hang on a graph."""
-        return {**self.__dict__, "last_shares": None}
+        return {**self.__dict__, "last_shares": None, "last_kept": None}
 
-    def _masked(self, blocks: Blocks, tokens: Tensor, num_prefix: int) -> Tensor:
+    def masked(self, blocks: Blocks, tokens: Float[Tensor, "r m c"], num_prefix: int) -> Float[Tensor, "r n c"]:
+        """All tokens, masked. In training with noise; else the same patches as gathered, to compare."""
         gate = torch.ones_like(tokens[:, num_prefix:, 0], dtype=torch.float32)
         shares = []
         for number, block in enumerate(blocks):
             if number in self.at:
                 logits = self.logits(self.at.index(number), tokens[:, num_prefix:], gate)
-                gate = gate * straight_through(logits)
+                gate = gate * (straight_through(logits) if self.training else self._best(logits, gate))
                 shares.append(gate.mean())
             whole = torch.cat([torch.ones_like(gate[:, :1]).expand(-1, num_prefix), gate], dim=1)
             worked = masked_block(block, tokens, whole)
             tokens = tokens + whole[..., None].to(tokens.dtype) * (worked - tokens)
-        self.last_shares = torch.stack(shares)
+        if self.training:
+            self.last_shares, self.last_kept = torch.stack(shares), gate.detach()
         return tokens[:, num_prefix:]
+
+    def _best(self, logits: Float[Tensor, "r n 2"], gate: Float[Tensor, "r n"]) -> Float[Tensor, "r n"]:
+        """1 for the patches that stay of those that are still there, as many in every picture."""
+        lead = (logits[..., 1] - logits[..., 0]).masked_fill(gate == 0, -torch.inf)
+        best = lead.topk(self._count(int(gate[0].sum())), dim=1).indices
+        return torch.zeros_like(gate).scatter(1, best, 1.0)
+
+    def _count(self, num_patches: int) -> int:
+        return max(round(self.keep * self.rate * num_patches), 1)
 
     def _gathered(self, blocks: Blocks, tokens: Tensor, num_prefix: int) -> Tensor:
         canvas = tokens[:, num_prefix:]
@@ -103,8 +116,7 @@ class DynamicVit(nn.Module):
                 canvas = scattered(canvas, cells, patches)
                 logits = self.logits(self.at.index(number), patches, torch.ones_like(patches[..., 0]))
                 lead = logits[..., 1] - logits[..., 0]
-                count = max(round(self.keep * self.rate * lead.shape[1]), 1)
-                best = lead.topk(count, dim=1).indices.sort(dim=1).values
+                best = lead.topk(self._count(lead.shape[1]), dim=1).indices.sort(dim=1).values
                 cells = cells.gather(1, best)
                 tokens = torch.cat([tokens[:, :num_prefix], gathered(patches, best)], dim=1)
             tokens = block(tokens)
@@ -123,10 +135,15 @@ class AVit(nn.Module):
         epsilon: see above.
         never: patches never halt: the dense ViT.
         ponder_weight: of the blocks per patch in ``token_loss``; the paper's.
+        target_depth: block, from 1, at which patches should halt on average: pulls the distribution of the halting over
+            the blocks to a normal one around it, so that patches neither all go on nor all stop at once; None for not.
+        prior_spread: standard deviation of that, in blocks.
+        prior_weight: of the divergence in ``token_loss``; the paper's.
 
     Attributes:
         last_ponder: mean over the last batch of blocks per patch and remainder, with gradients: add it to the loss.
         last_depths: blocks that each patch of the last batch went through.
+        last_halting: of each block, the share of the outputs of the last batch that it gave, with gradients; sums to 1.
     """
 
     def __init__(
@@ -136,13 +153,23 @@ class AVit(nn.Module):
         epsilon: float = 0.01,
         never: bool = False,
         ponder_weight: float = 5e-4,
+        *,
+        target_depth: float | int | None = None,
+        prior_spread: float | int = 1.0,
+        prior_weight: float | int = 0.1,
     ):
         super().__init__()
-        self.ponder_weight = ponder_weight
+        if prior_spread <= 0 or (target_depth is not None and target_depth < 1):
+            raise ValueError(
+                f"expected target_depth from 1 and prior_spread above 0, got {target_depth} and {prior_spread}"
+            )
+        self.ponder_weight, self.target_depth = ponder_weight, target_depth
+        self.prior_spread, self.prior_weight = prior_spread, prior_weight
         self.gamma, self.epsilon, self.never = gamma, epsilon, never
         self.beta = nn.Parameter(torch.tensor(float(beta)))
         self.last_ponder: Tensor | None = None
         self.last_depths: Tensor | None = None
+        self.last_halting: Tensor | None = None
 
     def forward(self, blocks: Blocks, tokens: Float[Tensor, "r m c"], num_prefix: int) -> Float[Tensor, "r n c"]:
         if self.never:
@@ -150,6 +177,7 @@ class AVit(nn.Module):
         alive = torch.ones_like(tokens[..., 0], dtype=torch.bool)
         total = torch.zeros_like(tokens[..., 0], dtype=torch.float32)
         output, depths, remainder = torch.zeros_like(tokens), torch.zeros_like(total), torch.zeros_like(total)
+        shares = []
         for number, block in enumerate(blocks):
             depths = depths + alive
             tokens = self._block(block, tokens, alive)
@@ -158,17 +186,28 @@ class AVit(nn.Module):
             stops = alive & ((total + halting >= 1 - self.epsilon) | last)
             stops[:, :num_prefix] = last
             weight = torch.where(stops, 1 - total, halting) * alive
+            shares.append(weight[:, num_prefix:].mean())
             remainder = remainder + torch.where(stops, 1 - total, 0.0)
             output = output + weight[..., None].to(tokens.dtype) * tokens
             total = total + halting * alive
             alive = alive & ~stops
         self.last_depths = depths[:, num_prefix:]
-        self.last_ponder = (depths + remainder)[:, num_prefix:].mean()
+        self.last_ponder, self.last_halting = (depths + remainder)[:, num_prefix:].mean(), torch.stack(shares)
         return output[:, num_prefix:]
 
     def token_loss(self) -> Float[Tensor, ""] | None:
-        """Weighted ponder of the last batch, where one has run."""
-        return None if self.last_ponder is None else self.ponder_weight * self.last_ponder
+        """Weighted ponder of the last batch, where one has run, and with a target depth the divergence from it."""
+        if self.last_ponder is None:
+            return None
+        ponder = self.ponder_weight * self.last_ponder
+        return ponder if self.target_depth is None else ponder + self.prior_weight * self.halting_divergence()
+
+    def halting_divergence(self) -> Float[Tensor, ""]:
+        """KL(p || q), p the ``last_halting``, q proportional to exp(-(block - target depth)^2 / (2 spread^2))."""
+        share = self.last_halting
+        block = torch.arange(1, len(share) + 1, device=share.device)
+        prior = (-0.5 * ((block - self.target_depth) / self.prior_spread).square()).log_softmax(dim=0)
+        return (share * (share.clamp_min(1e-8).log() - prior)).sum()
 
     def gflops(self, dim: int, depth: int, num_prefix: int, num_patches: int, mlp_ratio: float | int) -> float:
         """Of a picture in which nothing halts: the most."""
@@ -190,7 +229,7 @@ class AVit(nn.Module):
 
     def __getstate__(self) -> dict:
         """Copies do not take the last batch along: it may hang on a graph."""
-        return {**self.__dict__, "last_ponder": None, "last_depths": None}
+        return {**self.__dict__, "last_ponder": None, "last_depths": None, "last_halting": None}
 
     def _block(self, block: nn.Module, tokens: Tensor, alive: Tensor) -> Tensor:
         if self.training:
@@ -201,6 +240,8 @@ class AVit(nn.Module):
         if min(counts) == tokens.shape[1]:
             return block(tokens)
         rows = torch.nonzero(alive.flatten())[:, 0]
+        if not len(rows):
+            return tokens
         flat = tokens.flatten(0, 1)
         worked = ragged_block(block, flat.index_select(0, rows), [count for count in counts if count])
         return flat.index_copy(0, rows, worked.to(flat.dtype)).view(tokens.shape)

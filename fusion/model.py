@@ -104,6 +104,7 @@ class FusionModel(nn.Module):
         budget: float | Tensor = 1.0,
         plan: RoutingPlan | None = None,
         execution: str = "sparse",
+        is_capped: bool | None = None,
     ) -> FusionOutput:
         """Detection maps of every sample.
 
@@ -112,15 +113,18 @@ class FusionModel(nn.Module):
             budget: share of the full cost that the router may spend, one or one per sample, from ``min_budget`` to 1.
             plan: decided elsewhere; the router then does not run, and ``budget`` is not looked at.
             execution: ``sparse`` or ``masked``.
+            is_capped: whether sensors give no more points than their prices count (``PointBranches.within_price``), so
+                that no sample costs more than its route is priced at; None: at evaluation, where a budget decides.
         """
         available = self.available(batch)
         decided = plan is not None
+        is_capped = is_capped if is_capped is not None else not (self.training or decided)
         if self.shared_budget is not None and not self.training:
             budget = self.shared_budget.set(self, None if decided else budget)
             if budget is None and not decided:
                 plan, decided = self.full_plan(batch), True
         plan = plan if decided else self.router(glance_of(batch, available), self.routes, budget)
-        dispatch = Dispatch.of(plan, available, self.routes.prices.exists(), execution)
+        dispatch = Dispatch.of(plan, available, self.routes.prices.exists(), execution, is_capped)
 
         own = {"router"} if decided else set()
         forget_tokens(self)

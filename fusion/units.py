@@ -18,6 +18,7 @@ from fusion.encoders.measured_depth import FLOPS_PER_POINT, measured_depth, newe
 from fusion.encoders.point_drop import drop_regions
 from fusion.ops.flops import GIGA
 from fusion.ops.sweeps import newest
+from fusion.ops.thinning import thinned
 from fusion.routing.plan import BRANCHES, FULL, LITE
 from sensors.grid import BevGrid
 
@@ -31,7 +32,7 @@ class ViewBranches(nn.Module):
         image_size_px: height and width of the batch's pictures.
         lite_scale: side of the lite picture as a share of the full one; None: there is no lite branch.
         depth_from_lidar: whether the points of a LiDAR that runs give the depth of the feature cells that they lie in.
-        num_points: of a rich LiDAR sweep, for the price of that.
+        num_points: of a rich LiDAR sweep, for the price of that; see ``within_price``.
 
     Attributes:
         guide: points that choose the patches of an encoder with ``GuidedKeep``, set for each batch; else None.
@@ -47,7 +48,7 @@ class ViewBranches(nn.Module):
         num_points: int = 35_000,
     ):
         super().__init__()
-        self.depth_from_lidar = depth_from_lidar
+        self.depth_from_lidar, self.num_points = depth_from_lidar, num_points
         if (encoder.channels, encoder.num_depths) != (lift.channels, lift.num_depths):
             raise ValueError(
                 f"expected the lift to take the encoder's {encoder.channels} channels and {encoder.num_depths} depths, "
@@ -123,6 +124,12 @@ class ViewBranches(nn.Module):
             measured_m=measured_m,
         )
 
+    def within_price(self, points: PointBatch) -> PointBatch:
+        """Points to measure depths with: of each sample's newest sweep at most as many as the price counts."""
+        if len(points.points) <= self.num_points:
+            return points
+        return thinned(newest_sweep(points, torch.ones_like(points.present)), self.num_points)
+
     def depths_of(
         self,
         points: PointBatch,
@@ -151,8 +158,8 @@ class PointBranches(nn.Module):
     Args:
         full: takes every point.
         lite: takes the points of the newest sweep; None: there is no lite branch.
-        num_points: of a rich sample with all sweeps; what prices are based on, so that they bound the real cost of
-            every sample with no more points.
+        num_points: of a rich sample with all sweeps; what prices are based on. Where a budget holds, a sample with
+            more points is thinned to this many (``within_price``), so that prices bound the real cost of every sample.
         num_points_lite: the same for the newest sweep.
         newest_s: a point belongs to the newest sweep when it is at most this much older than the sample's newest one.
             For a set of radars, which do not measure at the same time, about one period.
@@ -206,3 +213,7 @@ class PointBranches(nn.Module):
         """The points that the branch takes."""
         taken = points if branch == FULL else newest(points, self.newest_s)
         return taken if self.regions is None else drop_regions(taken, self.regions, self.keep_regions, self.near_first)
+
+    def within_price(self, branch: int, given: PointBatch) -> PointBatch:
+        """Of the points that the branch was given, at most ``num_points`` per sample: those that its price counts."""
+        return thinned(given, self.num_points[branch])

@@ -160,7 +160,7 @@ def _run(model: nn.Module, batch: Batch, bound: float | None, level: TokenLevel)
     if model.exits is not None:
         model.exits.observing = True
     plan = model.full_plan(batch) if bound is None else None
-    return model(batch, budget=1.0 if bound is None else bound, plan=plan)
+    return model(batch, budget=1.0 if bound is None else bound, plan=plan, is_capped=True)
 
 
 def _saved(model: nn.Module) -> list[float]:

@@ -132,6 +132,7 @@ class EncodedSample:
             if model.camera_guide is not None:
                 model.cameras.guide = guide_points(batch, model.camera_guide)
             depths = batch.lidar if model.cameras.depth_from_lidar and bool(available[LIDAR_UNIT]) else None
+            depths = None if depths is None else model.cameras.within_price(depths)
             for branch in model.cameras.sizes_px:
                 gates = torch.ones(NUM_CAMERAS, device=device)
                 views[branch] = model.cameras.rows(branch, batch.camera, everything, gates, depths)
@@ -143,7 +144,7 @@ class EncodedSample:
             if branches is None or points is None or not available[unit]:
                 continue
             for branch, encoder in branches.encoders().items():
-                given = branches.given(branch, points)
+                given = branches.within_price(branch, branches.given(branch, points))  # as where a budget decides
                 bevs[unit, branch] = encoder(given)
                 gflops[unit, branch] = branches.gflops_of(branch, len(given.points))
         return cls(model, views, bevs, gflops)

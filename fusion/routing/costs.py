@@ -19,7 +19,8 @@ class Prices:
     """GFLOPs of one row of everything that may run, for the sizes the model was built for.
 
     A price does not depend on the sample: point encoders are priced at a nominal number of points, so that a
-    route has its cost before anything runs. What points really arrived is in the ExecutionTrace.
+    route has its cost before anything runs. What points really arrived is in the ExecutionTrace; where a budget holds,
+    they are no more than that.
 
     Attributes:
         always: of each always-on part (router, merge, trunk, head), by name.

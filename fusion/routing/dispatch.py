@@ -5,6 +5,7 @@ the choice at every batch size, and a branch that nobody chose is not called. ``
 present unit and lets only the chosen one through: equal outputs, nothing saved, a gradient for what was not chosen.
 """
 
+import warnings
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from datamodules.batch import CameraBatch, PointBatch
 from fusion.encoders.lift import Lift, ViewRows
+from fusion.ops.thinning import num_points_of
 from fusion.routing.plan import BRANCHES, NUM_BRANCHES, SKIP, ExecutionTrace, RoutingPlan
 from fusion.trunk.merge import SensorBev
 from fusion.units import PointBranches, ViewBranches
@@ -31,6 +33,7 @@ class Dispatch:
         runs: what is computed, on the host; the same as ``chosen`` in sparse execution. Never SKIP.
         is_masked: whether branches that were not chosen are computed too.
         trace: filled in as things run.
+        is_capped: whether a budget holds for every sample: no sensor gives more points than its price counts.
     """
 
     plan: RoutingPlan
@@ -38,10 +41,16 @@ class Dispatch:
     runs: Bool[Tensor, "b u k"]
     is_masked: bool
     trace: ExecutionTrace
+    is_capped: bool = False
 
     @classmethod
     def of(
-        cls, plan: RoutingPlan, available: Bool[Tensor, "b u"], exists: Bool[Tensor, "u k"], execution: str
+        cls,
+        plan: RoutingPlan,
+        available: Bool[Tensor, "b u"],
+        exists: Bool[Tensor, "u k"],
+        execution: str,
+        is_capped: bool = False,
     ) -> "Dispatch":
         """Copies the choice to the host: the one time a decision makes the device wait.
 
@@ -71,7 +80,7 @@ class Dispatch:
             )
         runs = (possible if execution == "masked" else chosen).clone()
         runs[..., SKIP] = False
-        return cls(plan, chosen, runs, execution == "masked", ExecutionTrace(len(choice)))
+        return cls(plan, chosen, runs, execution == "masked", ExecutionTrace(len(choice)), is_capped)
 
     @property
     def num_views(self) -> int:
@@ -89,6 +98,7 @@ def run_points(name: str, branches: PointBranches, points: PointBatch, dispatch:
         if not len(rows):
             continue
         given = branches.given(branch, points if len(rows) == num_samples else points.rows(rows.to(device)))
+        given = _within_price(dispatch, name, branch, rows, given, branches)
         features = encoder(given)
         _record_points(dispatch, name, branch, rows, given, branches)
         if dispatch.is_masked:
@@ -117,6 +127,7 @@ def run_views(
     if lidar is not None:
         is_run = dispatch.chosen[:, LIDAR_UNIT, SKIP + 1 :].any(dim=1).to(device)
         lidar = lidar if is_run.all() else lidar.where(is_run[lidar.sample])
+        lidar = branches.within_price(lidar) if dispatch.is_capped else lidar
     views, views_chosen, losses = [], [], []
     for branch in branches.sizes_px:
         rows = torch.nonzero(dispatch.runs[:, :NUM_CAMERAS, branch].flatten())[:, 0]
@@ -166,6 +177,22 @@ def _masked_lift(
     ]
     bev, covered = lift(shadowed, 2 * num_samples)
     return bev[:num_samples] + bev[num_samples:], covered[:num_samples]
+
+
+def _within_price(
+    dispatch: Dispatch, name: str, branch: int, rows: Int64[Tensor, "r"], given: PointBatch, branches: PointBranches
+) -> PointBatch:
+    """Where a budget holds, no more points of a sample than its price counts; the trace says what was left out."""
+    kept = branches.within_price(branch, given) if dispatch.is_capped else given
+    if kept is not given:
+        less = (num_points_of(given) - num_points_of(kept)).tolist()
+        dispatch.trace.left_out += [(name, row, count) for row, count in zip(rows.tolist(), less, strict=True) if count]
+        warnings.warn(
+            f"{name} ({BRANCHES[branch]}): some samples have more than the {branches.num_points[branch]} points that a "
+            "budget pays for; the others are left out, evenly. Raise num_points of the model's sensor to use them",
+            stacklevel=2,
+        )
+    return kept
 
 
 def _record_points(

@@ -91,10 +91,12 @@ class ExecutionTrace:
         num_samples: batch size.
         executions: in order. ``rows`` hold the *sample* of every row; a sample with two views in one run appears twice.
             Always-on parts are recorded under the unit ``always``.
+        left_out: (unit, sample, how many) of points that were left out so that the budget holds.
     """
 
     num_samples: int
     executions: list[Execution] = field(default_factory=list)
+    left_out: list[tuple[str, int, int]] = field(default_factory=list)
 
     def add(self, unit: str, branch: str, rows: tuple[int, ...], gflops_per_row: float) -> None:
         self.executions.append(Execution(unit, branch, rows, gflops_per_row))

@@ -153,7 +153,8 @@ class Stream:
         hook = self.model.merge.register_forward_pre_hook(encoded)
         try:
             available = self.model.available(batch)
-            output = self.model(batch, plan=self.model.plan_of(choice[None].to(self.device), available))
+            plan = self.model.plan_of(choice[None].to(self.device), available)
+            output = self.model(batch, plan=plan, is_capped=True)
         finally:
             hook.remove()
         ms["trunk"] = watch.lap()

@@ -37,9 +37,7 @@ def run(arguments: list[str]) -> int:
         raise ValueError(f"expected save=FILE.rrd, got '{options.save}'")
     rerun_module()  # before anything is computed
     moments = _of_run(options, overrides) if options.run else _of_frames(options)
-    if options.save:
-        Path(options.save).parent.mkdir(parents=True, exist_ok=True)
-    num = record(moments, options.save)
+    num = record(moments, options.save, has_model=bool(options.run))
     Console().print(f"{num} keyframes" + (f" written: {options.save}" if options.save else ""), soft_wrap=True)
     return 0
 
@@ -76,7 +74,7 @@ def _of_frames(options: Options):
     frames = NuScenesFrames(options.root, version, options.split or None, 1, 1)
     for place in scene_places(frames, options.scene or "0"):
         frame, names = _harmed(frames, int(place), scenario)
-        yield Moment(frame, faults=names)
+        yield Moment(frame, faults=names, may_act=_names_of(scenario))
 
 
 def _of_run(options: Options, overrides: list[str]):
@@ -87,8 +85,7 @@ def _of_run(options: Options, overrides: list[str]):
     from datamodules.prepare import PreparedSamples
     from fusion.commands.runs import device_named, open_run
     from fusion.heads.decode import decode
-    from fusion.scoring.evaluate import executed_branches
-    from fusion.view.rerun_log import Moment, branches_of
+    from fusion.view.rerun_log import Moment
     from fusion.view.sample import scene_places
 
     scenario = scenario_of(options)
@@ -100,23 +97,44 @@ def _of_run(options: Options, overrides: list[str]):
     for place in scene_places(frames, options.scene or "0"):
         sample = samples[int(place)]
         batch = collate([sample]).to(device)
+        _forget_tokens(model)
         with torch.inference_mode():
             plan = None if opened.plan_source is None else opened.plan_source(batch)
             output = model(batch, budget=options.budget, plan=plan, execution="sparse")
         boxes = decode(output.head, model.head.grid)[0]
-        yield Moment(
-            sample.frame,
-            boxes,
-            branches_of(executed_branches(output.trace)[0]),
-            output.trace.gflops()[0],
-            _exit_of(output),
-            sample.faults,
-        )
+        yield Moment(sample.frame, boxes, _ran(model, output), sample.faults, _names_of(scenario))
 
 
-def _exit_of(output) -> str | None:
-    """Where the sample left the trunk; None for a model without exits."""
-    return None if output.exits is None else str(int(output.exits.exit_of[0]))
+def _ran(model, output):
+    """What was computed for the one sample of an output."""
+    from fusion.adaptive.allocation import tokens_of
+    from fusion.scoring.evaluate import executed_branches
+    from fusion.view.rerun_series import Ran, branches_of
+
+    tokens = tokens_of(model)
+    use = None if tokens is None else tokens.last_use
+    return Ran(
+        branches_of(executed_branches(output.trace)[0]),
+        output.trace.gflops()[0],
+        None if output.exits is None else int(output.exits.exit_of[0]),
+        None if tokens is None else 0.0 if use is None else float(use.shares.mean()),
+    )
+
+
+def _forget_tokens(model) -> None:
+    """A pass that leaves before the tokens must not show those of the pass before."""
+    from fusion.adaptive.allocation import tokens_of
+
+    tokens = tokens_of(model)
+    if tokens is not None:
+        tokens.last_use = None
+
+
+def _names_of(scenario) -> tuple[str, ...]:
+    """Of the faults that may act, with their levels."""
+    from sensors.faults.protocol import applied_name
+
+    return () if scenario is None else tuple(applied_name(fault, level) for fault, level in scenario.steps)
 
 
 def _harmed(frames, place: int, scenario):

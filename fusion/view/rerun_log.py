@@ -3,21 +3,24 @@
 Rerun is an extra (``pip install dynfusion[view]``) and is imported in functions only.
 """
 
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, UInt8
 
 from fusion.report.colours import CLASS_COLOURS, RADAR_COLOUR, SHOWN_SCORE
+from fusion.view.rerun_layout import layout
+from fusion.view.rerun_series import Ran, log_event, log_faults, log_ran
 from sensors.boxes import DETECTION_NAMES, Boxes
 from sensors.camera import encode_jpeg
 from sensors.frame import Frame
-from sensors.rig import CAMERAS, LIDAR, RADARS, UNITS
+from sensors.rig import CAMERAS, LIDAR, RADARS
 
 DOPPLER_S = 0.5
 """Arrows show half a second of motion: nuScenes' step between keyframes."""
-_BRANCH_HEIGHT = {"skip": 0.0, "lite": 0.5, "full": 1.0}
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,18 +30,16 @@ class Moment:
     Attributes:
         frame: after the faults.
         detections: ego frame; None without a model.
-        branches: what ran, by unit; None without a model.
-        gflops: executed; None without a model.
-        exit: where the sample left the trunk; None without early exits.
-        faults: names of those applied.
+        ran: what the model computed; None without a model.
+        faults: names of those applied, with their levels.
+        may_act: the same of all that the scenario holds, whether they act at this keyframe or rest.
     """
 
     frame: Frame
     detections: Boxes | None = None
-    branches: Mapping[str, str] | None = None
-    gflops: float | None = None
-    exit: str | None = None
+    ran: Ran | None = None
     faults: tuple[str, ...] = ()
+    may_act: tuple[str, ...] = ()
 
 
 def rerun_module():
@@ -57,11 +58,12 @@ def rerun_module():
     return rerun
 
 
-def record(moments: Iterable[Moment], save: str, title: str = "dynfusion") -> int:
-    """Write a recording, or show it in the viewer; returns the number of keyframes.
+def record(moments: Iterable[Moment], save: str, title: str = "dynfusion", has_model: bool = True) -> int:
+    """Write a recording, whole or not at all, or show it in the viewer; returns the number of keyframes.
 
     Args:
         save: file ``.rrd`` to write without any window; empty starts the viewer.
+        has_model: whether the layout has room for routes, cost and exits.
 
     Raises:
         ImportError: Rerun is not installed.
@@ -71,10 +73,25 @@ def record(moments: Iterable[Moment], save: str, title: str = "dynfusion") -> in
         raise ValueError(f"expected save=FILE.rrd, got '{save}'")
     rerun = rerun_module()
     recording = rerun.RecordingStream(title)
-    if save:
-        recording.save(save)
-    else:
-        recording.spawn()
+    arranged = layout(rerun, title, has_model)
+    if not save:
+        recording.spawn(default_blueprint=arranged)
+        return _log_all(rerun, recording, moments)
+    whole = Path(save)
+    part = whole.with_name(f".{whole.name}.{os.getpid()}.part")
+    whole.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        recording.save(part, default_blueprint=arranged)
+        num = _log_all(rerun, recording, moments)
+        recording.disconnect()  # closes the file
+        os.replace(part, whole)
+    finally:
+        recording.disconnect()
+        part.unlink(missing_ok=True)
+    return num
+
+
+def _log_all(rerun, recording, moments: Iterable[Moment]) -> int:
     recording.log("world", rerun.ViewCoordinates.RIGHT_HAND_Z_UP, static=True)
     num = 0
     for moment in moments:
@@ -91,8 +108,9 @@ def log_moment(rerun, recording, moment: Moment) -> None:
     frame = moment.frame
     pose = frame.global_from_ego
     recording.log("world/ego", rerun.Transform3D(translation=pose.translation_m, mat3x3=pose.rotation))
+    branches = {} if moment.ran is None else moment.ran.branches
     for channel in CAMERAS:
-        _log_camera(rerun, recording, frame, channel, (moment.branches or {}).get(channel))
+        _log_camera(rerun, recording, frame, channel, branches.get(channel))
     _log_lidar(rerun, recording, frame)
     for channel in RADARS:
         _log_radar(rerun, recording, frame, channel)
@@ -101,12 +119,10 @@ def log_moment(rerun, recording, moment: Moment) -> None:
     found = moment.detections
     shown = None if found is None else found.select(found.score >= SHOWN_SCORE)
     _log_boxes(rerun, recording, "world/ego/detections", shown, is_label=False)
-    for unit, branch in (moment.branches or {}).items():
-        recording.log(f"routes/{unit}", rerun.Scalars(_BRANCH_HEIGHT[branch]))
-    if moment.gflops is not None:
-        recording.log("cost/gflops", rerun.Scalars(moment.gflops))
-    words = [f"faults: {', '.join(moment.faults) or 'none'}", *([f"exit: {moment.exit}"] if moment.exit else [])]
-    recording.log("events", rerun.TextLog("; ".join(words), level="WARN" if moment.faults else "INFO"))
+    if moment.ran is not None:
+        log_ran(rerun, recording, moment.ran)
+    log_faults(rerun, recording, moment.faults, moment.may_act)
+    log_event(rerun, recording, moment.faults, moment.ran)
 
 
 def _log_camera(rerun, recording, frame: Frame, channel: str, branch: str | None) -> None:
@@ -178,9 +194,3 @@ def height_colours(height_m: Float[np.ndarray, "n"]) -> UInt8[np.ndarray, "n 3"]
 def rgb(colour: str) -> tuple[int, int, int]:
     """``#rrggbb`` as three numbers."""
     return tuple(bytes.fromhex(colour.removeprefix("#")))
-
-
-def branches_of(choice) -> dict[str, str]:
-    """Names of the branches of the eight units."""
-    names = tuple(_BRANCH_HEIGHT)
-    return {unit: names[int(branch)] for unit, branch in zip(UNITS, choice, strict=True)}

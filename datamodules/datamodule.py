@@ -9,8 +9,10 @@ from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
 from datamodules.augment import BevAugmentation, ImageAugmentation
+from datamodules.fault_stages import FaultStage, StagedFaults
 from datamodules.held import HeldSamples, ReplayedSamples
 from datamodules.index import open_index
+from datamodules.inject import FaultInjector
 from datamodules.lanes import SceneLanes
 from datamodules.loader import TrainingLoader, sample_loader
 from datamodules.nuscenes import NuScenesFrames
@@ -94,6 +96,7 @@ class NuScenesDataModule(LightningDataModule):
         # Weak: in a cycle of the two the workers would be ended late, and by waiting for them to time out.
         self._training: weakref.ref[TrainingLoader] | None = None
         self._resume: dict[str, int] = {}
+        self._fault_stages: tuple[FaultStage, ...] = ()
 
     def prepare_data(self) -> None:
         """Build the index once, before other processes want it."""
@@ -121,7 +124,10 @@ class NuScenesDataModule(LightningDataModule):
         else:
             weights = class_balanced_weights(frames.class_counts) if self.balance_classes else None
             batches = TrainingBatches(len(frames), self.batch_size, self.seed, self.total_epochs, weights)
-        samples = PreparedSamples(frames, self.preparation, self.injector, self.cameras_from)
+        injector = self.injector
+        if self._fault_stages:
+            injector = StagedFaults(injector, self._fault_stages, len(batches), self.total_epochs)
+        samples = PreparedSamples(frames, self.preparation, injector, self.cameras_from)
         loader = TrainingLoader(samples, batches, self.num_workers, self._trainer_position)
         if self._resume:
             loader.load_state_dict(self._resume)
@@ -164,6 +170,22 @@ class NuScenesDataModule(LightningDataModule):
         return sample_loader(
             PreparedSamples(frames, self.clean_preparation, corruptor), self.num_workers, batch_sampler=lanes
         )
+
+    def set_fault_stages(self, stages: Sequence[FaultStage]) -> None:
+        """Let the stages of training say how much of the injector's plan acts, in training loaders built from now on.
+
+        Raises:
+            ValueError: a stage wants some of the plan, and there is none, or a corruptor that is no FaultInjector.
+        """
+        asking = next((stage.name for stage in stages if stage.asks), None)
+        if asking is not None and not isinstance(self.injector, FaultInjector):
+            found = "none" if self.injector is None else type(self.injector).__name__
+            raise ValueError(
+                f"stage '{asking}': expected data with a plan of faults, of which the stage takes its share, got "
+                f"{found}; choose one by faults=NAME or leave faults out of the stages"
+            )
+        thinned = isinstance(self.injector, FaultInjector) and any(stage.changes for stage in stages)
+        self._fault_stages = tuple(stages) if thinned else ()
 
     def set_resume_position(self, epoch: int, consumed_batches: int) -> None:
         """Start the next training iteration there: for loops of one's own; a fitting trainer's progress decides."""

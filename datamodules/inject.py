@@ -11,6 +11,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from datamodules.dose import FaultDose
 from datamodules.schedules import (
     CHECKED_PROGRESS,
     Moment,
@@ -225,8 +226,13 @@ class FaultInjector:
         """The harmed frame and the names of what was done to it, such as ``lidar_beam_drop@0.40``."""
         return self.labelled(frame, history, Moment(epoch, progress))[:2]
 
-    def labelled(self, frame: Frame, history: History, moment: Moment) -> tuple[Frame, tuple[str, ...], Severities]:
+    def labelled(
+        self, frame: Frame, history: History, moment: Moment, dose: FaultDose | None = None
+    ) -> tuple[Frame, tuple[str, ...], Severities]:
         """As ``apply``, with the severity of what was done to each channel.
+
+        Args:
+            dose: how much of what the rules plan acts; None for all.
 
         Raises:
             ValueError: a batch-wise rule outside of training.
@@ -234,7 +240,9 @@ class FaultInjector:
         names, severities = [], no_severities()
         for rule, key in zip(self.rules, self._keys, strict=True):
             token = rule.token(frame, moment) if isinstance(rule, Together) else frame.token
-            for fault, level in rule.plan(Draws(self.seed, token, key, moment.epoch), moment.progress):
+            draws = Draws(self.seed, token, key, moment.epoch)
+            planned = rule.plan(draws, moment.progress)
+            for fault, level in planned if dose is None else dose.of(planned, draws):
                 if level == fault.clean or not any(frame.present(channel) for channel in scope_of(fault)):
                     continue
                 harmed = fault(frame, history, level, Draws(self.seed, frame.token, fault.name, moment.epoch))

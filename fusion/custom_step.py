@@ -19,8 +19,13 @@ class CustomStep(Protocol):
 
     A step that is an ``nn.Module`` keeps what it learns (weights of samples, meta-parameters) in its parameters: they
     are in the optimiser (at the rates of ``others``), in every checkpoint, and in all ranks' means, so that a run that
-    was stopped goes on exactly. Anything else it must draw from ``generator``. What it changes in the model it must put
-    back before it returns; ``torch.func.functional_call`` evaluates the model at other weights without changing it.
+    was stopped goes on exactly. Parameters that want no gradient are left to the step: it may have an optimiser of its
+    own, whose state it keeps in the checkpoint by ``get_extra_state``. Anything else it must draw from ``generator``.
+    What it changes in the model it must put back before it returns; ``torch.func.functional_call`` evaluates the model
+    at other weights without changing it. See ``fusion.sample_weighting`` for one.
+
+    A step may name its terms beforehand in an attribute ``terms``: they then have weights and a column in every table.
+    A method ``check(stage, model)`` may refuse a stage or a model (ValueError) before anything runs.
     """
 
     def __call__(
@@ -34,6 +39,11 @@ class CustomStep(Protocol):
         Args:
             generator: CPU generator of this step's draws, keyed by (seed, step, rank).
         """
+
+
+def named_terms(steps: Sequence[object], others: Sequence[str] = ()) -> tuple[str, ...]:
+    """The other terms, then those that steps name, each once."""
+    return tuple(dict.fromkeys([*others, *(name for step in steps for name in getattr(step, "terms", ()))]))
 
 
 def modules_of(steps: Sequence[object]) -> list[nn.Module]:

@@ -1,4 +1,4 @@
-"""Declared training stages: what trains, who decides the route, under which budget, with which losses.
+"""Declared training stages: what trains, who decides the route and how, under which budget, faults and losses.
 
 A curriculum is a list of stages over training progress in [0, 1]. All of it is a pure function of (progress, key), so a
 run that is resumed in any stage goes on exactly.
@@ -11,7 +11,9 @@ import torch
 from jaxtyping import Bool, Float32, Int64
 from torch import Tensor, nn
 
+from datamodules.fault_stages import FaultStage
 from fusion.routing.plan import FULL, LITE, SKIP
+from fusion.routing.relaxations import Relaxation
 from sensors.rig import NUM_CAMERAS, UNITS
 
 LESSONS = ("paired", "reinforce", "oracle", "faults", "median", "configurations")
@@ -48,7 +50,12 @@ class Stage:
         execution: ``sparse`` or ``masked``.
         step: for the route ``custom``: a ``fusion.custom_step.CustomStep``, which does the forward pass itself.
         losses: factors on the task's loss weights by name; ``{budget: 0}`` switches one off.
-        temperature: of the router's relaxation; a pair falls (or rises) exponentially over the stage.
+        relaxation: for the route ``learned``: how the router's choice gets its gradient in this stage; None for the
+            router's own. After training the last stage's stays.
+        temperature: of the relaxation; a pair falls (or rises) exponentially over the stage.
+        faults: how much of the data's plan of faults acts: ``all``, ``none``, or a mapping of ``share`` (probability
+            that a planned fault acts) and ``severity`` (factor on how far its level is from clean) to numbers in
+            [0, 1]; a pair goes straight from the stage's start to its end. See ``datamodules.dose.FaultDose``.
         learning_rate_factor: on the learning rate of the schedule; a mapping gives the factors of ``router`` and of
             all ``others`` (missing: 1).
     """
@@ -64,7 +71,9 @@ class Stage:
     execution: str = "sparse"
     step: Callable | None = None
     losses: Mapping[str, float] = field(default_factory=dict)
+    relaxation: Relaxation | None = None
     temperature: float | Sequence[float] = 1.0
+    faults: str | Mapping[str, object] = "all"
     learning_rate_factor: float | int | Mapping[str, float] = 1.0
 
     def __post_init__(self):
@@ -81,6 +90,9 @@ class Stage:
         low, high = self.budget_ends(min_budget=1e-9)
         _check(self, 0.0 < low <= high <= 1.0, "budget in (0, 1], 'least', or a pair low <= high", self.budget)
         _check(self, min(ends_of(self.temperature)) > 0.0, "temperature above 0", self.temperature)
+        if self.relaxation is not None:
+            _check(self, self.route == "learned", "a relaxation for route learned alone", f"route {self.route}")
+        self.fault_stage()
         if isinstance(self.learning_rate_factor, Mapping):
             unknown = sorted(set(self.learning_rate_factor) - set(RATES))
             _check(self, not unknown, f"learning_rate_factor of {' and '.join(RATES)}", unknown)
@@ -94,6 +106,10 @@ class Stage:
     def trains(self, name: str) -> bool:
         """Whether a parameter of this name trains in this stage."""
         return self.trainable == "all" or any(is_below(name, prefix) for prefix in self.trainable)
+
+    def fault_stage(self) -> FaultStage:
+        """What the data is told of ``faults``."""
+        return FaultStage.of(self.name, self.until, self.faults)
 
     def budget_ends(self, min_budget: float) -> tuple[float, float]:
         """Lowest and highest budget, for a model whose least budget is ``min_budget``."""
@@ -175,6 +191,8 @@ class Curriculum:
             _check(stage, not unknown, f"losses among {', '.join(loss_names)}", ", ".join(unknown))
             enough = stage.route not in BY_ROUTER or stage.budget_ends(min_budget)[0] >= min_budget - 1e-9
             _check(stage, enough, f"a budget of at least {min_budget:.3f}, the model's '{LEAST}'", stage.budget)
+            if hasattr(stage.step, "check"):
+                stage.step.check(stage, model)
 
 
 def random_units(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from datamodules.batch import Batch
 from fusion.adaptive.depth_terms import DepthTerms, ExitLoss
 from fusion.checkpoint import model_weights, require_same_model
-from fusion.custom_step import modules_of
+from fusion.custom_step import modules_of, named_terms
 from fusion.draws import keyed_generator, keyed_randomness
 from fusion.heads.decode import DecodeOptions, decode
 from fusion.heads.losses import LOSS_WEIGHTS, center_loss
@@ -22,6 +22,7 @@ from fusion.router_lessons import RouterLessons
 from fusion.routing.budget import budget_loss, route_entropy
 from fusion.routing.objectives import BudgetTerm, mean_over_process_group
 from fusion.routing.plan import BRANCHES, NUM_BRANCHES, RoutingPlan
+from fusion.stage_entry import StageEntry, give_faults
 from fusion.stages import BY_ROUTER, LESSONS, Curriculum, Stage
 from fusion.validation import DetectionScores, QuickPrecision
 from sensors.rig import UNITS
@@ -76,7 +77,8 @@ class FusionTask(pl.LightningModule):
         self.curriculum = Curriculum(stages)
         # Terms of stages that this training has: the others would be columns of zeros in every table.
         routes = {stage.route for stage in self.curriculum.stages}
-        self.route_terms = tuple(dict.fromkeys(term for route, term in ROUTE_TERMS.items() if route in routes))
+        steps = [stage.step for stage in self.curriculum.stages]
+        self.route_terms = named_terms(steps, [term for route, term in ROUTE_TERMS.items() if route in routes])
         # Only where a stage asks for it: its memory is part of the checkpoint.
         taught = routes & set(LESSONS) - {"paired"}
         self.lessons = (lessons or RouterLessons()) if taught else None
@@ -87,7 +89,8 @@ class FusionTask(pl.LightningModule):
             raise ValueError(f"expected loss weights among {', '.join(known)}, got {', '.join(unknown)}")
         self.model = model
         self.curriculum.check(model, tuple(known), model.min_budget)
-        self.custom_steps = nn.ModuleList(modules_of([stage.step for stage in self.curriculum.stages]))
+        self.stage_entry = StageEntry(model, self.curriculum)
+        self.custom_steps = nn.ModuleList(modules_of(steps))
         self.optimizer_settings = optimizer or OptimizerSettings()
         self.loss_weights = {**known, **(loss_weights or {})}
         self.budget_term = budget_term
@@ -97,7 +100,6 @@ class FusionTask(pl.LightningModule):
         self.stage = self.curriculum.stages[0]
         self.step_values: dict[str, Tensor] = {}
         self.num_steps = 0
-        self._prepared_stage: Stage | None = None
         self.precision_at_2m = QuickPrecision()
         self.detection_scores = DetectionScores()
         self.decode_options = DecodeOptions(min_score=0.1, num_candidates=200, max_boxes=200)
@@ -112,7 +114,8 @@ class FusionTask(pl.LightningModule):
         def factor(step: int, group: str) -> float:
             return schedule(step) * self.curriculum.at(step / self.num_steps).rate_factor(group)
 
-        optimizer, scheduler = settings.build(self.model, factor, list(self.custom_steps.parameters()))
+        own = [parameter for parameter in self.custom_steps.parameters() if parameter.requires_grad]
+        optimizer, scheduler = settings.build(self.model, factor, own)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
@@ -126,21 +129,18 @@ class FusionTask(pl.LightningModule):
         """
         require_same_model(model_weights(checkpoint, average=False), self.model, self.trainer.ckpt_path)
 
+    def setup(self, stage: str) -> None:
+        """Before the training loader is built: its faults follow the stages."""
+        if stage == "fit":
+            give_faults(self.curriculum, self.trainer.datamodule)
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Enter the stage that progress has reached.
 
         Here and not earlier: under DDP every parameter must want a gradient when the model is wrapped.
         """
-        progress = self.trainer.global_step / self.num_steps
-        self.stage = self.curriculum.at(progress)
-        if self.stage is not self._prepared_stage:
-            for name, parameter in self.model.named_parameters():
-                parameter.requires_grad_(self.stage.trains(name))
-            self._prepared_stage = self.stage
-        # A router that stands still decides as it will at evaluation, without noise: the others learn for its routes.
-        self.model.router.train(any(parameter.requires_grad for parameter in self.model.router.parameters()))
-        self.model.router.relaxation.temperature = self.curriculum.temperature(progress)
-        self.depth_terms.rest({name: self._weight(name) for name in self.depth_terms.names})
+        self.stage = self.stage_entry.enter(self.trainer.global_step / self.num_steps)
+        self.depth_terms.rest({name: self.weight_of(name) for name in self.depth_terms.names})
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         accumulated = self.trainer.accumulate_grad_batches
@@ -148,7 +148,7 @@ class FusionTask(pl.LightningModule):
         output, route_terms = self._trained_forward(batch, step)
         terms = self.loss_terms(output, batch)
         terms |= {name: route_terms.get(name, torch.zeros((), device=self.device)) for name in self.route_terms}
-        weights = {name: self._weight(name) for name in terms}
+        weights = {name: self.weight_of(name) for name in terms}
         added = {name: value for name, value in route_terms.items() if name not in terms}  # by a custom step
         terms, weights = terms | added, weights | dict.fromkeys(added, 1.0)
         loss = torch.stack([weights[name] * value for name, value in terms.items()]).sum()
@@ -164,8 +164,8 @@ class FusionTask(pl.LightningModule):
             self.log_dict(logged, batch_size=len(batch))
         return loss
 
-    def _weight(self, name: str) -> float:
-        """Of a term in this stage."""
+    def weight_of(self, name: str) -> float:
+        """Of a loss term in this stage."""
         return self.loss_weights[name] * self.stage.losses.get(name, 1.0)
 
     def _trained_forward(self, batch: Batch, step: int) -> tuple[FusionOutput, dict[str, Tensor]]:

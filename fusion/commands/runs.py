@@ -113,12 +113,14 @@ def open_run(path: Path, overrides: list[str], allowed_targets: list[str], calib
 def trained_route(config, model):
     """None where the last stage of training was routed by the router; else a function from a batch to its plan.
 
-    A router that was never trained would run units that never learnt.
+    A router that was never trained would run units that never learnt. The one of ``model`` gets the relaxation and the
+    temperature of the last stage, by which it was validated.
     """
     from fusion.draws import keyed_generator
     from fusion.stages import BY_ROUTER
 
     task = instantiate(config.stages, _partial_=True)(model=model)
+    task.stage_entry.settle()
     stage = task.curriculum.stages[-1]
     if stage.route in BY_ROUTER:
         return None

@@ -40,6 +40,8 @@ class SensorLoss(Ladder):
         lost = {channel for channel, rank in zip(scope_of(self), order, strict=True) if rank + offset < level}
         if self.remains is not _absent:
             self.targets(frame)
+        if not lost:  # by the chance of a fractional level: nothing to report
+            return frame
         return with_measurements(
             frame,
             {channel: self.remains(measurement_of(frame, channel)) for channel in lost if frame.present(channel)},

@@ -8,9 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusion.draws import keyed_generator, keyed_randomness
+from fusion.routing.nested_gates import HardConcrete
 from fusion.routing.plan import FULL, LITE, SKIP
+from fusion.routing.relaxations import GumbelStraightThrough, SoftmaxStraightThrough
+from fusion.stage_entry import StageEntry, give_faults
 from fusion.stages import Curriculum, Stage
 from sensors.rig import LIDAR_UNIT, NUM_CAMERAS, RADAR_UNIT, UNITS
+from tests.fusion.toy_data import ToyData
 from tests.fusion.toy_model import ToyModel
 
 PRESENT = torch.ones(4, len(UNITS), dtype=torch.bool)
@@ -48,6 +52,9 @@ def test_temperature_falls_exponentially_within_its_stage():
         ({"keep": {"sonar": 1.0}}, "keep"),
         ({"keep": {"lidar": 1.5}}, "keep"),
         ({"lite_share": -0.1}, "lite_share"),
+        ({"route": "paired", "relaxation": SoftmaxStraightThrough()}, "a relaxation for route learned alone"),
+        ({"faults": "some"}, "faults to be all or none"),
+        ({"faults": {"severity": 2.0}}, "severity of its faults"),
     ],
 )
 def test_a_wrong_stage_is_one_line(settings, message):
@@ -158,3 +165,58 @@ def test_keyed_randomness_leaves_the_global_generator_alone():
     assert torch.equal(torch.rand(3), expected)
     with keyed_randomness(torch.device("cpu"), 1, 2):
         assert torch.equal(torch.rand(3), inside)
+
+
+def test_a_stage_puts_its_relaxation_into_the_router_and_the_next_one_puts_the_own_one_back():
+    model, soft, hard = ToyModel(), SoftmaxStraightThrough(), HardConcrete()
+    own = model.router.relaxation
+    stages = [
+        Stage("own", 0.25, route="learned", temperature=3.0),
+        Stage("soft", 0.5, route="learned", relaxation=soft, temperature=(2.0, 0.5)),
+        Stage("random", 0.75, route="random"),
+        Stage("hard", 1.0, route="learned", relaxation=hard, temperature=0.4),
+    ]
+    entry = StageEntry(model, Curriculum(stages))
+    before = set(model.state_dict())
+    for progress, relaxation, temperature in ((0.0, own, 3.0), (0.375, soft, 1.0), (0.5, own, 1.0), (0.9, hard, 0.4)):
+        model.router.eval()
+        entry.enter(progress)
+        assert model.router.relaxation is relaxation
+        assert relaxation.temperature == pytest.approx(temperature)
+        assert relaxation.training, "a relaxation may ask whether it is in training"
+        assert set(model.state_dict()) == before
+    evaluated = StageEntry(ToyModel(), Curriculum(stages))
+    evaluated.settle()
+    assert evaluated.model.router.relaxation is hard, "decides at evaluation as at the end of training"
+
+
+def test_relaxations_that_do_not_fit_are_one_line():
+    class Learning(SoftmaxStraightThrough):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("seen", torch.zeros(()))
+
+    learned = {"until": 1.0, "route": "learned"}
+    with pytest.raises(ValueError, match="stage 'a': expected relaxations that learn nothing.*got Learning"):
+        StageEntry(ToyModel(), Curriculum([Stage("a", relaxation=Learning(), **learned)]))
+    model = ToyModel()
+    model.router.relaxation = Learning()
+    with pytest.raises(ValueError, match="got Learning"):
+        StageEntry(model, Curriculum([Stage("a", relaxation=GumbelStraightThrough(), **learned)]))
+    StageEntry(model, Curriculum([Stage("a", **learned)]))
+    del model.router.relaxation
+    with pytest.raises(ValueError, match="stage 'a': expected a router with a relaxation.*got Router without"):
+        StageEntry(model, Curriculum([Stage("a", relaxation=GumbelStraightThrough(), **learned)]))
+
+
+def test_faults_of_stages_reach_the_data_or_are_refused():
+    stages = [Stage("a", 0.5, faults="none"), Stage("b", 1.0, faults={"share": 0.5, "severity": [0.2, 1.0]})]
+    data = ToyData()
+    give_faults(Curriculum(stages), data)
+    assert [(stage.until, stage.share, stage.severity) for stage in data.fault_stages] == [
+        (0.5, (0.0, 0.0), (1.0, 1.0)),
+        (1.0, (0.5, 0.5), (0.2, 1.0)),
+    ]
+    give_faults(Curriculum([Stage("a", 1.0)]), None)
+    with pytest.raises(ValueError, match="stage 'a': expected a data module with set_fault_stages.*got NoneType"):
+        give_faults(Curriculum(stages), None)

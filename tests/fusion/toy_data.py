@@ -56,6 +56,11 @@ class ToyData(pl.LightningDataModule):
         self.image_size_px, self.depth_stride = image_size_px, depth_stride
         self.num_batches, self.batch_size, self.num_workers = num_batches, batch_size, num_workers
         self._position = (0, 0)
+        self.fault_stages = ()
+
+    def set_fault_stages(self, stages) -> None:
+        """Keeps what it is told; its batches have no faults to thin out."""
+        self.fault_stages = tuple(stages)
 
     def train_dataloader(self) -> DataLoader:
         trainer = self.trainer

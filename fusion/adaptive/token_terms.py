@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-_LAST = ("last_use", "last_shares", "last_kept", "last_ponder", "last_halting", "last_terms")
+_LAST = ("last_use", "last_shares", "last_share", "last_kept", "last_ponder", "last_halting", "last_terms")
 """Attributes in which token methods and teachers keep what the last pass did."""
 
 

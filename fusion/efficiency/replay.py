@@ -146,7 +146,9 @@ class EncodedSample:
             for branch, encoder in branches.encoders().items():
                 given = branches.within_price(branch, branches.given(branch, points))  # as where a budget decides
                 bevs[unit, branch] = encoder(given)
-                gflops[unit, branch] = branches.gflops_of(branch, len(given.points))
+                saved = getattr(encoder, "saved_gflops", lambda: None)()
+                less = 0.0 if saved is None else float(saved[0])
+                gflops[unit, branch] = branches.gflops_of(branch, len(given.points)) - less
         return cls(model, views, bevs, gflops)
 
     @torch.no_grad()

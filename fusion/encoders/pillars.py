@@ -71,14 +71,7 @@ class PillarEncoder(nn.Module):
 
     def canvas(self, points: PointBatch) -> Float[Tensor, "r c ny nx"]:
         """Pillar features at ``[iy, ix]``; zeros where no point fell."""
-        num_samples, (num_y, num_x) = len(points.present), self.grid.shape
-        cells, inside = flat_cells(points.points[:, :2], self.grid)
-        inside &= (points.points[:, 2] >= self.z_range_m[0]) & (points.points[:, 2] < self.z_range_m[1])
-        kept = torch.nonzero(inside)[:, 0]
-        pillars = (points.sample * (num_y * num_x) + cells)[kept]
-        features = self.points(self._decorated(points.points[kept], pillars, num_samples * num_y * num_x))
-        dense = scatter_max(features, pillars, num_samples * num_y * num_x)
-        return dense.view(num_samples, num_y, num_x, -1).permute(0, 3, 1, 2)
+        return self._placed(*self._on_grid(points), len(points.present))
 
     def gflops(self, num_points: float | int) -> float:
         """Forward GFLOPs of one sample with ``num_points`` points on the grid.
@@ -89,6 +82,23 @@ class PillarEncoder(nn.Module):
         per_point = 2.0 * linear + 30.0 + self.pillar_channels
         convolutions = counted_gflops(self.convolutions, (1, self.pillar_channels, *self.grid.shape))
         return num_points * per_point / GIGA + convolutions
+
+    def _on_grid(self, points: PointBatch) -> tuple[Float[Tensor, "p f"], Int64[Tensor, "p"]]:
+        """Points that a pillar takes, and the number of theirs, ``sample * cells + cell``."""
+        num_y, num_x = self.grid.shape
+        cells, inside = flat_cells(points.points[:, :2], self.grid)
+        inside &= (points.points[:, 2] >= self.z_range_m[0]) & (points.points[:, 2] < self.z_range_m[1])
+        kept = torch.nonzero(inside)[:, 0]
+        return points.points[kept], (points.sample * (num_y * num_x) + cells)[kept]
+
+    def _placed(
+        self, points: Float[Tensor, "p f"], pillars: Int64[Tensor, "p"], num_samples: int
+    ) -> Float[Tensor, "r c ny nx"]:
+        """The canvas of these points."""
+        num_y, num_x = self.grid.shape
+        features = self.points(self._decorated(points, pillars, num_samples * num_y * num_x))
+        dense = scatter_max(features, pillars, num_samples * num_y * num_x)
+        return dense.view(num_samples, num_y, num_x, -1).permute(0, 3, 1, 2)
 
     def _decorated(
         self, points: Float[Tensor, "p f"], pillars: Int64[Tensor, "p"], num_pillars: int

@@ -104,7 +104,8 @@ class EncoderReuse:
         for sensor in ("lidar", "radar"):
             branches = getattr(model, sensor, None)
             encoders = {} if branches is None else branches.encoders()
-            parts += [(f"{sensor}/{branch}", encoder) for branch, encoder in encoders.items()]
+            kept = {branch: one for branch, one in encoders.items() if not hasattr(one, "saved_gflops")}
+            parts += [(f"{sensor}/{branch}", encoder) for branch, encoder in kept.items()]
         return parts
 
     def _views(self, name: str, forward):

@@ -198,10 +198,12 @@ def _within_price(
 def _record_points(
     dispatch: Dispatch, name: str, branch: int, rows: Int64[Tensor, "r"], given: PointBatch, branches: PointBranches
 ) -> None:
-    """One entry per sample: the cost depends on how many points it really had."""
+    """One entry per sample: the cost depends on how many points it really had, and on what the encoder left out."""
     counts = torch.bincount(given.sample, minlength=len(rows)).tolist()
-    for row, count in zip(rows.tolist(), counts, strict=True):
-        dispatch.trace.add(name, BRANCHES[branch], (row,), branches.gflops_of(branch, count))
+    saved = getattr(branches.encoders()[branch], "saved_gflops", lambda: None)()
+    less = [0.0] * len(counts) if saved is None else saved.tolist()
+    for row, count, own in zip(rows.tolist(), counts, less, strict=True):
+        dispatch.trace.add(name, BRANCHES[branch], (row,), branches.gflops_of(branch, count) - own)
 
 
 def _record_views(dispatch: Dispatch, branch: int, rows: Int64[Tensor, "r"], branches: ViewBranches) -> None:

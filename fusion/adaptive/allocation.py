@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fusion.routing.budget import checked_budget
+from fusion.trunk.exits_fitted import Table, fitted_part, table_of
 from fusion.trunk.exits_policies import ExitPolicy
 
 
@@ -56,11 +57,18 @@ class SharedBudget:
         temperatures: of each exit, with which the thresholds were found.
         weights: word of the weights they belong to (``fusion.robustness.fingerprint.model_word``).
         policy: class name of the exits' policy; empty without exits.
+        policy_table: the policy's own numbers (``exits_fitted``); None where it has none, or keeps what it has.
     """
 
     def __init__(
-        self, allocations: Sequence[Allocation], temperatures: Sequence[float], weights: str, policy: str = ""
+        self,
+        allocations: Sequence[Allocation],
+        temperatures: Sequence[float],
+        weights: str,
+        policy: str = "",
+        policy_table: Table | None = None,
     ):
+        self.policy_table = policy_table
         self.allocations = tuple(sorted(allocations, key=lambda one: one.budget))
         self.temperatures, self.weights, self.policy = tuple(temperatures), weights, policy
 
@@ -88,6 +96,8 @@ class SharedBudget:
                 f"expected one budget for a batch with calibrated exits and tokens, got {float(asked.min()):g} to "
                 f"{float(asked.max()):g}; run them one after the other"
             )
+        if self.policy_table is not None and table_of(model.exits.policy) != self.policy_table:
+            fitted_part(model.exits.policy).set_table(self.policy_table)
         allocation = self.at(float(asked[0]))
         apply(model, allocation, self.temperatures)
         return allocation.route_budget
@@ -96,7 +106,8 @@ class SharedBudget:
         """That it belongs to a model.
 
         Raises:
-            ValueError: calibrated on other weights, with another exit policy or another number of exits.
+            ValueError: calibrated on other weights, with another exit policy, another number of exits, or without the
+            numbers that the policy needs.
         """
         if weights != self.weights:
             raise ValueError(
@@ -110,6 +121,13 @@ class SharedBudget:
         for one in self.allocations:
             if one.thresholds and len(one.thresholds) != count:
                 raise ValueError(f"expected thresholds of {count} exits, got {len(one.thresholds)}; calibrate again")
+        own = None if model.exits is None else fitted_part(model.exits.policy)
+        rows = 0 if self.policy_table is None else len(self.policy_table)
+        if (own is None and rows) or (own is not None and own.table is None and rows != count):
+            raise ValueError(
+                f"expected numbers of {0 if own is None else count} exits for the policy {found}, got {rows}; "
+                "calibrate again: dynfusion adaptive run=RUN"
+            )
 
 
 def bounded_route(budget: float) -> Allocation:
@@ -161,4 +179,7 @@ def policy_name(policy: ExitPolicy | None) -> str:
 
 def shared_word(shared: SharedBudget | None) -> str:
     """What makes two calibrations the same one; empty without any."""
-    return "" if shared is None else repr((shared.allocations, shared.temperatures))
+    if shared is None:
+        return ""
+    table = () if shared.policy_table is None else (shared.policy_table,)
+    return repr((shared.allocations, shared.temperatures, *table))

@@ -24,6 +24,7 @@ def write_shared_budget(
     content = {
         "weights": shared.weights,
         "policy": shared.policy,
+        **({} if shared.policy_table is None else {"policy_table": shared.policy_table}),
         "temperatures": list(shared.temperatures),
         "data": data,
         "num_samples": num_samples,
@@ -45,7 +46,9 @@ def read_shared_budget(path: Path) -> SharedBudget:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         allocations = [Allocation(**_numbered(one)) for one in content["allocations"]]
-        return SharedBudget(allocations, tuple(content["temperatures"]), content["weights"], content["policy"])
+        table = content.get("policy_table")
+        table = None if table is None else tuple(tuple(float(value) for value in row) for row in table)
+        return SharedBudget(allocations, tuple(content["temperatures"]), content["weights"], content["policy"], table)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"expected calibrated settings in {path}, got something else ({error}); delete it and calibrate again"

@@ -46,9 +46,7 @@ class PeakTable:
 
 def peak_table(answers: Sequence[HeadOutput], targets: CenterTargets, grid: BevGrid, num_peaks: int) -> PeakTable:
     """Of one batch; boxes are those of the targets: on the grid, with points."""
-    low = torch.tensor([grid.x_range_m[0], grid.y_range_m[0]], device=targets.offset.device)
-    place = torch.stack([targets.cell % grid.shape[1], targets.cell // grid.shape[1]], dim=-1)
-    xy_m = low + (place + targets.offset) * grid.cell_m
+    xy_m = centers_m(targets, grid)
     logits, truth = [], []
     for answer in answers:
         peaks = find_peaks(answer, grid, num_peaks)
@@ -56,6 +54,13 @@ def peak_table(answers: Sequence[HeadOutput], targets: CenterTargets, grid: BevG
         logits.append(peaks.logits.gather(-1, peaks.label[..., None])[..., 0])
         truth.append(torch.where(peaks.is_peak, (found != NOTHING).long(), -1))
     return PeakTable(torch.stack(logits, dim=1).float(), torch.stack(truth, dim=1))
+
+
+def centers_m(targets: CenterTargets, grid: BevGrid) -> Float[Tensor, "m 2"]:
+    """Of the boxes, in the frame of the grid."""
+    low = torch.tensor([grid.x_range_m[0], grid.y_range_m[0]], device=targets.offset.device)
+    place = torch.stack([targets.cell % grid.shape[1], targets.cell // grid.shape[1]], dim=-1)
+    return low + (place + targets.offset) * grid.cell_m
 
 
 @dataclass(frozen=True)

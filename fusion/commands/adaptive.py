@@ -65,6 +65,7 @@ def calibrate_run(options: Options, overrides: list[str], console) -> None:
     from fusion.commands.runs import open_run
     from fusion.efficiency.replay import require_replayable
     from fusion.robustness.fingerprint import model_word
+    from fusion.trunk.exits_fitted import table_of
 
     opened = open_run(Path(options.run), overrides, options.allow, calibrated=False)
     model, split = opened.model, options.split or opened.config.data.val_split
@@ -90,6 +91,7 @@ def calibrate_run(options: Options, overrides: list[str], console) -> None:
             () if exits is None else exits.temperatures,
             model_word(model),
             policy_name(None if exits is None else exits.policy),
+            None if exits is None else table_of(exits.policy),
         )
         halves = None if folds is None else fold_candidates(observations, folds)
         report, tables = reported(observations, chosen, calibrated, halves, folds, options.cap)
@@ -118,7 +120,8 @@ def scene_halves(batches: list, needed: bool) -> list[int] | None:
 
 
 def calibrated_exits(model, batches: list, folds: list[int] | None, say) -> list:
-    """Temperatures of all exits at the full route; the policy's scores are taken with them from here on."""
+    """Temperatures of all exits at the full route, and numbers of their policy: scores are taken with both."""
+    from fusion.adaptive.fit_policy import fit_policy
     from fusion.adaptive.observe import observe
     from fusion.adaptive.reliable import calibrate_exits, set_temperatures
     from fusion.adaptive.settings import TokenLevel
@@ -127,6 +130,8 @@ def calibrated_exits(model, batches: list, folds: list[int] | None, say) -> list
     (full,) = observe(model, batches, [None], [TokenLevel()])
     found = calibrate_exits(full.peaks, folds)
     set_temperatures(model, found)
+    say("numbers of the exit policy")
+    fit_policy(model, batches)
     return found
 
 

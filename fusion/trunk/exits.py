@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fusion.heads.center import NUM_CLASSES, CenterHead, HeadOutput
 from fusion.routing.plan import ExecutionTrace
 from fusion.trunk.exits_combine import Boosted, Combination
+from fusion.trunk.exits_fitted import check_known
 from fusion.trunk.exits_head import AFTER_GROUP, ExitHead, same_grid, scaled_gradient, stage_maps
 from fusion.trunk.exits_peaks import find_peaks
 from fusion.trunk.exits_policies import ExitPolicy, MaxProb
@@ -79,6 +80,7 @@ class EarlyExits(nn.Module):
         for name, values in (("threshold", thresholds), ("temperature", temperatures)):
             if values is not None and len(values) != len(self.heads):
                 raise ValueError(f"expected a {name} for each of {len(self.heads)} exits, got {list(values)}; add some")
+        check_known(self.policy, thresholds)
         self.thresholds = tuple(float(value) for value in thresholds)
         if temperatures is not None:
             self.temperatures = tuple(float(value) for value in temperatures)

@@ -1,7 +1,8 @@
 """When is an exit good enough? One protocol: a score per sample, and the sample leaves where it reaches a threshold.
 
 A policy is a function of what the exits have said so far and keeps no state, so samples may leave and batches may be
-cut in any way. A score of NaN never lets a sample go; a threshold of infinity switches an exit off.
+cut in any way. A score of NaN never lets a sample go; a threshold of infinity switches an exit off. Policies with
+numbers that validation data give are in ``exits_fitted``.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,7 +12,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fusion.heads.center import NUM_CLASSES
 from fusion.trunk.exits_peaks import Peaks, certainty, confidence, energy, gate_features, margin, matched_shift_m
 
 History = Sequence[Peaks | None]
@@ -114,48 +114,6 @@ class AccumulatedConfidence:
         return total
 
 
-class ClassWise:
-    """Mean lead of each peak's confidence over the threshold of its class (CBT, Sponner et al. 2024); leave from 0 on.
-
-    Args:
-        thresholds: per exit and class, see ``class_thresholds``.
-    """
-
-    looks_back = False
-
-    def __init__(self, thresholds: Sequence[Sequence[float | int]]):
-        self.thresholds = torch.tensor([[float(value) for value in row] for row in thresholds])
-        if self.thresholds.ndim != 2 or self.thresholds.shape[1] != NUM_CLASSES:
-            raise ValueError(f"expected {NUM_CLASSES} thresholds per exit, got shape {tuple(self.thresholds.shape)}")
-
-    def __call__(self, history: History) -> Float[Tensor, "r"]:
-        if len(history) > len(self.thresholds):
-            raise ValueError(f"expected thresholds of each exit, got {len(self.thresholds)} and exit {len(history)}")
-        peaks = history[-1]
-        wanted = self.thresholds[len(history) - 1].to(peaks.xy_m.device)[peaks.label]
-        return peaks.mean(confidence(peaks) - wanted)
-
-
-def class_thresholds(exits: Sequence[Peaks], low: float = 0.5, high: float = 0.9) -> list[list[float]]:
-    """Thresholds of ``ClassWise`` from the peaks of a validation set, one Peaks per exit.
-
-    Classes of which an exit is surer on average get lower thresholds, scaled to [low, high]; classes without a peak
-    get ``high``.
-    """
-    table = []
-    for peaks in exits:
-        weight = (peaks.prob * peaks.is_peak).flatten()
-        zeros = weight.new_zeros(NUM_CLASSES)
-        total = zeros.index_add(0, peaks.label.flatten(), weight * confidence(peaks).flatten())
-        count = zeros.index_add(0, peaks.label.flatten(), weight)
-        means = total[count > 0] / count[count > 0]
-        span = (means.max() - means.min()).clamp_min(1e-12)
-        thresholds = torch.full_like(zeros, high)
-        thresholds[count > 0] = high - (high - low) * (means - means.min()) / span
-        table.append(thresholds.tolist())
-    return table
-
-
 class Window:
     """Go deeper only where another score lies between two values; the threshold of leaving is 0.
 
@@ -170,30 +128,6 @@ class Window:
     def __call__(self, history: History) -> Float[Tensor, "r"]:
         score = self.policy(history)
         return torch.maximum(self.low - score, score - self.high)
-
-
-class ConformalSets:
-    """Leave where the hypotheses that cannot be ruled out are few (conformal prediction).
-
-    At each peak the set of the hypotheses of at least 1 - qhat; the score is ``set_size`` minus the mean size, so the
-    threshold of leaving is 0.
-
-    Args:
-        quantiles: qhat of each exit, from ``exits_reliability.conformal_quantile``.
-        set_size: mean size that is still good enough.
-    """
-
-    looks_back = False
-
-    def __init__(self, quantiles: Sequence[float | int], set_size: float = 1.0):
-        self.quantiles, self.set_size = tuple(quantiles), set_size
-
-    def __call__(self, history: History) -> Float[Tensor, "r"]:
-        peaks, number = history[-1], len(history) - 1
-        if number >= len(self.quantiles):
-            raise ValueError(f"expected a quantile for each exit, got {len(self.quantiles)} and exit {number + 1}")
-        sizes = (peaks.hypotheses >= 1 - self.quantiles[number]).sum(dim=-1)
-        return self.set_size - peaks.mean(sizes.to(peaks.xy_m.dtype))
 
 
 class LearnedGate(nn.Module):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from fusion.trunk.exits_fitted import ClassWise, ConformalSets, class_thresholds
 from fusion.trunk.exits_peaks import (
     NOTHING,
     certainty,
@@ -20,8 +21,6 @@ from fusion.trunk.exits_peaks import (
 )
 from fusion.trunk.exits_policies import (
     AccumulatedConfidence,
-    ClassWise,
-    ConformalSets,
     Energy,
     Entropy,
     ExitPolicy,
@@ -30,7 +29,6 @@ from fusion.trunk.exits_policies import (
     MaxProb,
     Patience,
     Window,
-    class_thresholds,
 )
 from tests.fusion.exit_toys import GRID, maps_with, peaks_at
 

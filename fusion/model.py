@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from datamodules.batch import Batch
 from fusion.adaptive.allocation import SharedBudget
 from fusion.adaptive.token_terms import forget_tokens, token_loss
-from fusion.encoders.guide import checked_guide, guide_points
+from fusion.encoders.guide import check_scorer, checked_guide, guide_points
+from fusion.encoders.guide_learned import GuideBev
 from fusion.heads.center import CenterHead, HeadOutput
 from fusion.routing.budget import RouteTable
 from fusion.routing.costs import ALWAYS, Prices
 from fusion.routing.dispatch import Dispatch, run_points, run_views
-from fusion.routing.plan import FULL, LITE, ExecutionTrace, RoutingPlan, fixed_plan
+from fusion.routing.plan import FULL, LITE, SKIP, ExecutionTrace, RoutingPlan, fixed_plan
 from fusion.routing.router import Router, glance_of
 from fusion.trunk.exits import EarlyExits
 from fusion.trunk.exits_rows import ExitRun
@@ -40,6 +41,8 @@ class FusionOutput:
         depth_loss: mean over the computed views; None without targets or without views.
         exits: where each sample left, and in training the answers of all exits; None without early exits.
         token_loss: in training, how far token methods are from their targets; None without any that has one.
+        unguided: samples of which cameras ran whose patches a learned guide (``GuideScore``) could not choose, since
+            the route or a fault left the guide out: its fallback did. None without such a guide.
     """
 
     head: HeadOutput
@@ -48,6 +51,7 @@ class FusionOutput:
     depth_loss: Float[Tensor, ""] | None
     exits: ExitRun | None = None
     token_loss: Float[Tensor, ""] | None = None
+    unguided: Bool[Tensor, "b"] | None = None
 
 
 class FusionModel(nn.Module):
@@ -62,7 +66,8 @@ class FusionModel(nn.Module):
         head: over the trunk's output.
         router: decides where no plan is given.
         exits: early exits in the trunk; None for none.
-        camera_guide: ``lidar`` or ``radar``, whose points choose the patches of a camera ViT with ``GuidedKeep``.
+        camera_guide: ``lidar`` or ``radar``, whose points choose the patches of a camera ViT with ``GuidedKeep``; or
+            its BEV, where the cameras have a ``scorer``: then it runs before them, where the route runs it at all.
 
     Attributes:
         shared_budget: calibrated settings of router, exits and tokens for each budget, used at evaluation; None: the
@@ -90,6 +95,8 @@ class FusionModel(nn.Module):
         self.shared_budget: SharedBudget | None = None
         self.camera_guide = checked_guide(camera_guide, cameras)
         self._check_grids()
+        if self._has_scorer:
+            check_scorer(self.cameras.scorer, self.camera_guide, getattr(self, self.camera_guide), exits)
         if exits is not None:
             self._check_groups(exits)
             exits.attach(trunk, head, merge.channels, merge.grid.shape)
@@ -131,14 +138,16 @@ class FusionModel(nn.Module):
         if self.exits is not None:
             output, depth_loss, run = self._run_with_exits(batch, dispatch)
             self._record_always(dispatch.trace, without={*own, "merge", "trunk", "head", "exits"})
-            return FusionOutput(output, plan, dispatch.trace, depth_loss, run, token_loss(self))
+            guided = self._unguided(dispatch)
+            return FusionOutput(output, plan, dispatch.trace, depth_loss, run, token_loss(self), guided)
 
         parts, depth_loss = self._run_units(batch, dispatch)  # {sensor: b c ny nx}
         merged = self.merge(parts, len(batch))  # b c ny nx
         output = self.head(self.trunk(merged))  # b d my mx
 
         self._record_always(dispatch.trace, without=own)
-        return FusionOutput(output, plan, dispatch.trace, depth_loss, token_loss=token_loss(self))
+        lost = self._unguided(dispatch)
+        return FusionOutput(output, plan, dispatch.trace, depth_loss, token_loss=token_loss(self), unguided=lost)
 
     def _run_with_exits(self, batch: Batch, dispatch: Dispatch) -> tuple[HeadOutput, Float[Tensor, ""] | None, ExitRun]:
         """As without, but samples may leave: before the other sensors run, and after each stage of the trunk."""
@@ -155,7 +164,7 @@ class FusionModel(nn.Module):
             seen = torch.stack(present).any(dim=0) if present else torch.zeros_like(walk.rows, dtype=torch.bool)
             if exits.after_group(merged, seen, walk) is not None:
                 dispatch = _only(dispatch, walk.rows)
-        others, camera_loss = self._run_units(batch, dispatch, [name for name in SENSORS if name not in first])
+        others, camera_loss = self._run_units(batch, dispatch, [name for name in SENSORS if name not in first], parts)
         if first and not others:  # nothing has come to what is merged already
             merged = merged.index_select(0, walk.rows) if len(walk.rows) < len(batch) else merged
         else:
@@ -170,19 +179,51 @@ class FusionModel(nn.Module):
         return output, depth_loss if camera_loss is None else camera_loss, run
 
     def _run_units(
-        self, batch: Batch, dispatch: Dispatch, only: Collection[str] = tuple(SENSORS)
+        self,
+        batch: Batch,
+        dispatch: Dispatch,
+        only: Collection[str] = tuple(SENSORS),
+        before: dict[str, SensorBev] | None = None,
     ) -> tuple[dict[str, SensorBev], Tensor | None]:
+        """BEVs of some sensors, and the cameras' depth loss; ``before`` are those of sensors that have run already."""
         parts, depth_loss = {}, None
-        if "camera" in only and self.cameras is not None and batch.camera is not None:
-            if self.camera_guide is not None:
-                self.cameras.guide = guide_points(batch, self.camera_guide)
-            lidar = batch.lidar if self.cameras.depth_from_lidar else None
-            parts["camera"], depth_loss = run_views(self.cameras, batch.camera, dispatch, lidar)
-        if "lidar" in only and self.lidar is not None and batch.lidar is not None:
-            parts["lidar"] = run_points("LIDAR", self.lidar, batch.lidar, dispatch)
-        if "radar" in only and self.radar is not None and batch.radar is not None:
-            parts["radar"] = run_points("RADAR", self.radar, batch.radar, dispatch)
-        return {name: part for name, part in parts.items() if part is not None}, depth_loss
+        # A guide whose BEV chooses the cameras' patches runs first; without one the order is that of SENSORS.
+        for name in sorted(SENSORS, key=lambda name: name == "camera") if self._has_scorer else SENSORS:
+            branches, given = (self.cameras if name == "camera" else getattr(self, name)), getattr(batch, name)
+            if name not in only or branches is None or given is None:
+                continue
+            if name == "camera":
+                self._guide_cameras(batch, dispatch, {**(before or {}), **parts})
+                lidar = batch.lidar if self.cameras.depth_from_lidar else None
+                parts[name], depth_loss = run_views(self.cameras, batch.camera, dispatch, lidar)
+                self.cameras.guide_bev = None  # it hangs on a graph
+            else:
+                parts[name] = run_points(name.upper(), branches, given, dispatch)
+        return {name: parts[name] for name in SENSORS if parts.get(name) is not None}, depth_loss
+
+    def _guide_cameras(self, batch: Batch, dispatch: Dispatch, parts: dict[str, SensorBev]) -> None:
+        """Tells the cameras what chooses their patches."""
+        if self.camera_guide is None:
+            return
+        if not self._has_scorer:
+            self.cameras.guide = guide_points(batch, self.camera_guide)
+            return
+        part = parts.get(self.camera_guide)
+        self.cameras.guide = getattr(batch, self.camera_guide)
+        self.cameras.guide_bev = None if part is None else GuideBev(part.bev, self._guide_ran(dispatch))
+
+    def _guide_ran(self, dispatch: Dispatch) -> Bool[Tensor, "b"]:
+        """Samples whose route runs the guide; not those that only masked execution computes."""
+        return dispatch.chosen[:, UNITS.index(self.camera_guide.upper()), SKIP + 1 :].any(dim=1)
+
+    def _unguided(self, dispatch: Dispatch) -> Bool[Tensor, "b"] | None:
+        if not self._has_scorer:
+            return None
+        return dispatch.chosen[:, :NUM_CAMERAS, SKIP + 1 :].any(dim=(1, 2)) & ~self._guide_ran(dispatch)
+
+    @property
+    def _has_scorer(self) -> bool:
+        return getattr(self.cameras, "scorer", None) is not None
 
     def available(self, batch: Batch) -> Bool[Tensor, "b u"]:
         """Units that are present in the batch and that the model has."""
@@ -239,9 +280,10 @@ class FusionModel(nn.Module):
 
     def _record_always(self, trace: ExecutionTrace, without: set[str]) -> None:
         everybody = tuple(range(trace.num_samples))
-        saved = getattr(self.trunk, "saved_gflops", lambda: None)()
+        runs_trunk = "trunk" not in without  # else it may have run for nobody and has nothing to say
+        saved = getattr(self.trunk, "saved_gflops", lambda: None)() if runs_trunk else None
         for name, gflops in self.prices().always.items():
-            if name == "trunk" and name not in without and saved is not None:
+            if name == "trunk" and saved is not None:
                 for row in everybody:
                     trace.add(ALWAYS, name, (row,), gflops - saved[row])
             elif name not in without:

@@ -17,6 +17,7 @@ from tests.fusion.remembering_model import scorable_small_set
 from tests.fusion.routed_run import SMALL_SET, write_routed_run
 from tests.sensors.toy_frames import toy_frame
 
+NEVER = "+model.exits.thresholds=[2.0,2.0]"
 pytest.importorskip("rerun", reason="rerun-sdk is not installed: pip install 'dynfusion[view]'")
 
 
@@ -131,8 +132,13 @@ def folder(tmp_path_factory) -> Path:
     return root
 
 
-def test_a_run_with_routes_exits_and_tokens_on_the_command_line(folder, capsys):
-    run = write_routed_run(folder / "run", folder / "set", *SMALL_SET, "model=tiny_adaptive")
+@pytest.fixture(scope="module")
+def run(folder) -> Path:
+    """With routes, exits and tokens; nobody leaves early: a probability does not reach 2."""
+    return write_routed_run(folder / "run", folder / "set", *SMALL_SET, "model=tiny_adaptive", NEVER)
+
+
+def test_a_run_with_routes_exits_and_tokens_on_the_command_line(run, folder, capsys):
     out = folder / "run.rrd"
     settings = [f"run={run}", "device=cpu", f"save={out}", "suite=failover", "fault=lidar-lost-and-back"]
     assert main(["view", *settings]) == 0
@@ -142,8 +148,8 @@ def test_a_run_with_routes_exits_and_tokens_on_the_command_line(folder, capsys):
     assert num > 1
     for unit in UNITS:
         assert set(read.curve(f"routes/{unit}")) <= {0.0, 0.5, 1.0}
-    assert set(read.curve("exits/number")) <= {0.0, 1.0, 2.0}
-    assert all(0 <= share <= 1 for share in read.curve("tokens/kept"))
+    assert set(read.curve("exits/number")) == {2.0}, "nobody leaves early"
+    assert all(0 < share <= 1 for share in read.curve("tokens/kept"))
     assert all(cost > 0 for cost in read.curve("cost/gflops"))
     (fault,) = [entity for entity in read.entities if entity.startswith("/faults/")]
     acts = read.curve(fault.removeprefix("/"))
@@ -151,6 +157,15 @@ def test_a_run_with_routes_exits_and_tokens_on_the_command_line(folder, capsys):
     assert set(acts) == {0.0, 1.0}, "midway: it rests, then acts"
     lidar = [bool(points) for points in read.column("world/ego/LIDAR", "Position3D")]
     assert lidar == [value == 0.0 for value in acts], "lost where the fault acts"
+
+
+def test_a_pass_that_never_reaches_the_tokens_keeps_none(run, folder):
+    out = folder / "early.rrd"
+    settings = [f"run={run}", "device=cpu", f"save={out}", "scene=1", "model.exits.thresholds=[0.0,0.0]"]
+    assert main(["view", *settings]) == 0
+    read = Read(out)
+    assert set(read.curve("exits/number")) == {0.0}
+    assert set(read.curve("tokens/kept")) == {0.0}
 
 
 def test_a_data_set_alone_on_the_command_line(folder):

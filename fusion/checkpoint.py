@@ -96,6 +96,24 @@ def model_weights(checkpoint: Mapping[str, Any], average: bool = True) -> dict[s
     return weights
 
 
+def with_weights_of(checkpoint: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """A checkpoint with some of the model's weights replaced, in their running average as well.
+
+    Raises:
+        ValueError: a weight that the checkpoint does not have.
+    """
+    missing = sorted(name for name in weights if _MODEL_PREFIX + name not in checkpoint["state_dict"])
+    if missing:
+        raise ValueError(f"expected weights that the checkpoint has, got {missing[0]}; give the run's own model")
+    state = checkpoint["state_dict"] | {_MODEL_PREFIX + name: value for name, value in weights.items()}
+    changed = {**checkpoint, "state_dict": state}
+    kept = checkpoint.get("callbacks", {}).get(_AVERAGE)
+    if kept:
+        average = {name: weights.get(name, value) for name, value in kept["average"].items()}
+        changed["callbacks"] = {**checkpoint["callbacks"], _AVERAGE: {**kept, "average": average}}
+    return changed
+
+
 def load_model(path: Path, model: nn.Module, average: bool = True) -> None:
     """Put a checkpoint's weights into a model that was built from its configuration.
 

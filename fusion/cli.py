@@ -23,6 +23,7 @@ COMMANDS = {
     "calibrate": "find the thresholds at which a run's router spends given budgets on average",
     "costs": "measure what a run costs: milliseconds per part, GFLOPs by condition and fault, joules",
     "budgets": "score one checkpoint at several budgets beside random, static and oracle routes",
+    "router": "teach a run's router anew, by the losses of many routes of every sample",
     "adaptive": "find settings of router, exits and tokens for every budget, and score them alone and together",
     "robustness": "score a trained run under a suite of sensor failures and budgets",
     "report": "write the HTML page of a run",

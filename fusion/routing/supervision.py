@@ -46,6 +46,23 @@ def configuration_loss(
     return torch.where(known, error, 0.0).sum() / known.sum().clamp_min(1)
 
 
+def expected_route_loss(
+    totals: Float[Tensor, "b r"], losses: Float[Tensor, "b r"], fits: Bool[Tensor, "b r"]
+) -> Float[Tensor, ""]:
+    """Mean over samples of sum_r p_r L_r, p the softmax of the total scores over the routes that fit.
+
+    The expectation of the loss of a route drawn in proportion to exp(score), exact where policy gradients draw: its
+    gradient is p_r (L_r - sum_s p_s L_s). Samples for which no route fits say nothing.
+
+    Args:
+        totals: the router's score of each of R routes.
+        losses: of the detector under each.
+    """
+    probs = torch.softmax(totals.masked_fill(~fits, -1e9), dim=1)
+    some = fits.any(dim=1)
+    return ((probs * losses.detach().to(probs)).sum(dim=1) * some).sum() / some.sum().clamp_min(1)
+
+
 def oracle_labels(
     losses: Float[Tensor, "b f"],
     costs: Float[Tensor, "f"] | Float[Tensor, "b f"],

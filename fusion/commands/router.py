@@ -1,10 +1,10 @@
 """dynfusion router run=RUN out=RUN2 [faults=training] [split=SPLIT] [samples=400] [steps=1500] [key=value ...]
 
 Teaches the router of a trained run from the start: the encoders run once on each of some samples of the training
-split, the losses of some fifty routes are replayed from them, and the router is fitted to the expectation of its loss at
-budgets from the least to 1. Nothing else of the model moves. Writes RUN2, a run with the same configuration and the new
-router (router.json holds what it was taught from), and prints mean losses on every second scene, fitted to the others:
-before, after, of one route for all, and of each sample's best route.
+split, the losses of some fifty routes are replayed from them, and the router is fitted to the expectation of its loss
+at budgets from the least to 1. Nothing else of the model moves. Writes RUN2, a run with the same configuration and the
+new router (router.json holds what it was taught from), and prints mean losses on every second scene, fitted to the
+others: before, after, of one route for all, and of each sample's best route.
 
 faults=training lets the sensors fail as at the end of training, faults=none leaves them whole, any other name is one of
 configs/faults (such as mixture). samples=0 takes the whole split. learning_rate=0.003, seed=0.

@@ -68,7 +68,8 @@ def _choices(model: nn.Module, measured: Measured, mean_gflops: float, seed: int
     own = unit_gflops[:, None].expand(-1, len(candidates), -1, -1)
     own = own.gather(-1, candidates.expand(len(own), -1, -1)[..., None]).sum(dim=(2, 3)).numpy()
     always = (gflops - own).mean(axis=1)  # tokens make it differ a little from route to route
-    static = static_columns(losses, gflops, np.full(len(losses), mean_gflops), two_folds(measured.scenes))
+    runs = ((candidates != SKIP) & available[:, None]).any(dim=-1).numpy()
+    static = static_columns(losses, gflops, np.full(len(losses), mean_gflops), two_folds(measured.scenes), runs)
     oracle = oracle_columns(losses, gflops, mean_gflops)
     generator = np.random.default_rng(seed)
     return {

@@ -23,6 +23,7 @@ def decided_routes(
     num_candidates = len(measured.candidates)
     second = two_folds(measured.scenes)
     rows = torch.arange(len(available))
+    runs = ((measured.candidates != SKIP) & available[:, None]).any(dim=-1).numpy()
     routes: dict[tuple[str, int, int], Tensor] = {}
     for place in range(len(settings.budgets)):
         learned = learned_choice(model, measured, settings, place, second)
@@ -32,7 +33,7 @@ def decided_routes(
         always = gflops[:, num_candidates + place] - _own(unit_gflops, torch.stack(measured.learned)[:, place])
         spent = always + taken
         routes["learned", place, 0] = learned
-        static = static_columns(losses[:, :num_candidates], gflops[:, :num_candidates], spent, second)
+        static = static_columns(losses[:, :num_candidates], gflops[:, :num_candidates], spent, second, runs)
         routes["static", place, 0] = torch.where(available, measured.candidates[torch.from_numpy(static)], SKIP)
         columns = torch.cat(
             [measured.candidates.expand(len(rows), -1, -1), torch.stack(measured.learned)], dim=1

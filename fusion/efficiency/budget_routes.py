@@ -4,7 +4,7 @@
   included. It spends the same, frame by frame; only what it is spent on is left to chance.
 - *shuffled*: the learned router's own routes, dealt out to other samples: the same habits without looking.
 - *static*: one route for all, the best of a list within the same mean cost, chosen on one half of the scenes and
-  scored on the other, both ways.
+  scored on the other, both ways; the next best where nothing of it is present.
 - *oracle*: of each sample the route with the least loss among those that were measured, at the same mean cost. It looks
   at the labels: an upper bound, not a router.
 """
@@ -103,17 +103,24 @@ def static_columns(
     gflops: Float[np.ndarray, "n r"],
     learned_gflops: Float[np.ndarray, "n"],
     second: Bool[np.ndarray, "n"],
+    runs: Bool[np.ndarray, "n r"],
 ) -> Int[np.ndarray, "n"]:
     """The static route of each sample: the best on the other fold within what the learned router spent there.
 
-    Where none is within it, the cheapest.
+    Where none is within it, the cheapest. Where nothing of it is present, the next best of which something is: a
+    vehicle that has lost its LiDAR does not sit in the dark with a route of LiDAR alone.
+
+    Args:
+        runs: whether anything of a route is present in a sample.
     """
     columns = np.zeros(len(losses), np.int64)
     for fold in (second, ~second):
         given = ~fold
         cost = gflops[given].mean(axis=0)
         fits = cost <= max(learned_gflops[given].mean(), cost.min()) * (1 + 1e-9)
-        columns[fold] = np.where(fits, losses[given].mean(axis=0), np.inf).argmin()
+        # Of the routes that are too dear, the cheapest are last in line.
+        order = np.lexsort((np.where(fits, losses[given].mean(axis=0), cost), ~fits))
+        columns[fold] = order[runs[fold][:, order].argmax(axis=1)]
     return columns
 
 

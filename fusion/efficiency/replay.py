@@ -37,13 +37,18 @@ def require_replayable(model: FusionModel) -> None:
     """That routes can be replayed.
 
     Raises:
-        ValueError: an exit over the first sensors that runs even where nobody may leave.
+        ValueError: an exit over the first sensors that runs even where nobody may leave, or a learned camera guide.
     """
     exits = model.exits
     if exits is not None and exits.first_group and _looks_back(exits):
         raise ValueError(
             "expected exits that can be left out to replay routes of, got a first_group together with combine, "
             "cascade or a policy that looks back; use dynfusion evaluate at each budget"
+        )
+    if getattr(model.cameras, "scorer", None) is not None:
+        raise ValueError(
+            "expected cameras that no other sensor changes to replay routes, got a scorer, whose patches depend on "
+            "whether the guide runs; use dynfusion evaluate at each budget"
         )
 
 

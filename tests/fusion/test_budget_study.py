@@ -55,14 +55,18 @@ def test_the_static_route_of_a_sample_is_never_chosen_on_its_own_fold():
     """By hand: fold 0 loves column 0, fold 1 loves column 1; each gets what the other loves."""
     losses = np.array([[0.0, 5.0, 9.0], [0.0, 5.0, 9.0], [5.0, 0.0, 9.0]])
     second = np.array([False, False, True])
-    gflops = np.ones((3, 3))
-    assert static_columns(losses, gflops, np.ones(3), second).tolist() == [1, 1, 0]
+    gflops, runs = np.ones((3, 3)), np.ones((3, 3), bool)
+    assert static_columns(losses, gflops, np.ones(3), second, runs).tolist() == [1, 1, 0]
     # What it loves is too dear there: the next best.
     gflops[2, 1] = 3.0
-    assert static_columns(losses, gflops, np.ones(3), second).tolist() == [0, 0, 0]
+    assert static_columns(losses, gflops, np.ones(3), second, runs).tolist() == [0, 0, 0]
+    # Nothing of it is present in the second sample: the next best there, and only there.
+    runs[1, 0] = False
+    assert static_columns(losses, gflops, np.ones(3), second, runs).tolist() == [0, 2, 0]
+    runs[1] = True
     # Nothing is cheap enough: the cheapest.
     gflops[2] = [3.0, 3.0, 2.0]
-    assert static_columns(losses, gflops, np.ones(3), second)[0] == 2
+    assert static_columns(losses, gflops, np.ones(3), second, runs)[0] == 2
 
 
 def test_the_oracle_with_costs_of_each_sample_by_hand():

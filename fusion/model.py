@@ -199,7 +199,9 @@ class FusionModel(nn.Module):
                 self.cameras.guide_bev = None  # it hangs on a graph
             else:
                 parts[name] = run_points(name.upper(), branches, given, dispatch)
-        return {name: parts[name] for name in SENSORS if parts.get(name) is not None}, depth_loss
+            if parts[name] is None:
+                del parts[name]
+        return {name: parts[name] for name in SENSORS if name in parts}, depth_loss
 
     def _guide_cameras(self, batch: Batch, dispatch: Dispatch, parts: dict[str, SensorBev]) -> None:
         """Tells the cameras what chooses their patches."""

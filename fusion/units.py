@@ -13,6 +13,7 @@ from torch.nn import functional
 from datamodules.batch import CameraBatch, PointBatch
 from fusion.encoders.contract import ImageEncoder, PointEncoder
 from fusion.encoders.guide import guide_scores
+from fusion.encoders.guide_learned import GuideBev, GuideScore
 from fusion.encoders.lift import Lift, ViewRows
 from fusion.encoders.measured_depth import FLOPS_PER_POINT, measured_depth, newest_sweep
 from fusion.encoders.point_drop import drop_regions
@@ -33,9 +34,12 @@ class ViewBranches(nn.Module):
         lite_scale: side of the lite picture as a share of the full one; None: there is no lite branch.
         depth_from_lidar: whether the points of a LiDAR that runs give the depth of the feature cells that they lie in.
         num_points: of a rich LiDAR sweep, for the price of that; see ``within_price``.
+        scorer: learns which patches of an encoder with ``GuidedKeep`` are worked on, from the BEV of the model's
+            ``camera_guide``; None: that sensor's points are counted.
 
     Attributes:
         guide: points that choose the patches of an encoder with ``GuidedKeep``, set for each batch; else None.
+        guide_bev: what the ``scorer`` reads, set for each batch; None where the guide has not run.
     """
 
     def __init__(
@@ -46,6 +50,7 @@ class ViewBranches(nn.Module):
         lite_scale: float | None = 0.5,
         depth_from_lidar: bool = False,
         num_points: int = 35_000,
+        scorer: GuideScore | None = None,
     ):
         super().__init__()
         self.depth_from_lidar, self.num_points = depth_from_lidar, num_points
@@ -56,6 +61,8 @@ class ViewBranches(nn.Module):
             )
         self.encoder, self.lift = encoder, lift
         self.guide: PointBatch | None = None
+        self.scorer = scorer
+        self.guide_bev: GuideBev | None = None
         self.sizes_px = {FULL: (int(image_size_px[0]), int(image_size_px[1]))}
         if lite_scale is not None:
             self.sizes_px[LITE] = tuple(round(side * lite_scale) for side in self.sizes_px[FULL])
@@ -69,6 +76,7 @@ class ViewBranches(nn.Module):
         # gflops() counts on a copy of the module: too slow for every step.
         stride = encoder.stride
         measuring = num_points * FLOPS_PER_POINT / GIGA if depth_from_lidar else 0.0
+        measuring += 0.0 if scorer is None else scorer.gflops()
         self.gflops_of = {
             branch: encoder.gflops(size) + lift.gflops((size[0] // stride, size[1] // stride)) + measuring
             for branch, size in self.sizes_px.items()
@@ -106,10 +114,14 @@ class ViewBranches(nn.Module):
         image_from_camera = camera.image_from_camera.flatten(0, 1).index_select(0, chosen)
         ego_from_camera = camera.ego_from_camera.flatten(0, 1).index_select(0, chosen)
         sample = chosen // camera.images.shape[1]
-        if self.guide is not None:
-            pose = (image_from_camera, ego_from_camera, sample)
-            self.encoder.method.scores = guide_scores(self.guide, *pose, size, self.sizes_px[branch], self.encoder)
+        pose, sizes = (image_from_camera, ego_from_camera, sample), (size, self.sizes_px[branch])
+        if self.scorer is not None:
+            self.encoder.method.scores = self.scorer(self.guide_bev, self.guide, *pose, *sizes, self.encoder)
+        elif self.guide is not None:
+            self.encoder.method.scores = guide_scores(self.guide, *pose, *sizes, self.encoder)
         features = self.encoder(self._resized(images, branch))
+        if self.scorer is not None:
+            self.encoder.method.scores = self.encoder.method.scores.detach()  # copies must not find a graph
         measured_m = None
         if points is not None:
             cells = tuple(features.context.shape[-2:])

@@ -18,6 +18,11 @@ def checked_guide(name: str | None, cameras: nn.Module | None) -> str | None:
         ValueError: an unknown sensor, or cameras whose encoder takes no guide; or a guide that nobody gives.
     """
     method = getattr(getattr(cameras, "encoder", None), "method", None)
+    if getattr(cameras, "scorer", None) is not None and not (name in GUIDES and isinstance(method, GuidedKeep)):
+        raise ValueError(
+            f"expected camera_guide: lidar or radar and cameras with GuidedKeep for a scorer, got {name} and "
+            f"{type(method).__name__}; set both or leave the scorer out"
+        )
     if name is None:
         if isinstance(method, GuidedKeep) and method.keep < 1:
             raise ValueError("expected camera_guide: lidar or radar for cameras with GuidedKeep, got none; set it")
@@ -30,6 +35,27 @@ def checked_guide(name: str | None, cameras: nn.Module | None) -> str | None:
             f"{type(getattr(cameras, 'encoder', None)).__name__}; leave camera_guide out or change the encoder"
         )
     return name
+
+
+def check_scorer(scorer: nn.Module, name: str, branches: nn.Module | None, exits: nn.Module | None) -> None:
+    """That a ``GuideScore`` fits the model's guide.
+
+    Raises:
+        ValueError: a model without the sensor, another BEV, or exits that run the cameras before the guide.
+    """
+    if branches is None:
+        raise ValueError(f"expected a model with {name} for camera_guide {name} with a scorer, got one without; add it")
+    have, want = (branches.full.channels, branches.full.out_grid), (scorer.channels, scorer.grid)
+    if have[0] != want[0] or have[1].shape != want[1].shape or have[1].cell_m != want[1].cell_m:
+        raise ValueError(
+            f"expected a scorer for the {name}'s {have[0]} channels on {have[1]}, got {want[0]} on {want[1]}; change it"
+        )
+    first = () if exits is None else exits.first_group
+    if "camera" in first and name not in first:
+        raise ValueError(
+            f"expected {name}, which guides the cameras, among the sensors that run with them before the first exit, "
+            f"got first_group {list(first)}; add it"
+        )
 
 
 def guide_points(batch: Batch, name: str) -> PointBatch:

@@ -10,7 +10,16 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fusion.trunk.tokens_blocks import after_attention, after_mlp, block_gflops, gathered, projected, qkv_of, scattered
+from fusion.trunk.tokens_blocks import (
+    after_attention,
+    after_mlp,
+    block_gflops,
+    gathered,
+    masked_block,
+    projected,
+    qkv_of,
+    scattered,
+)
 
 Blocks = Sequence[nn.Module] | nn.Sequential
 """Of a ViT, in order."""
@@ -179,11 +188,14 @@ def merge_alike(
 class GuidedKeep:
     """Keep the patches that another sensor points at, before the first block; the others stay patch embeddings.
 
+    Scores that carry gradients (``guide_learned``, in training) make it run all patches, masked, with the gradient of
+    sigmoid(score - that of the last patch that stays) in each one's gate.
+
     Args:
         keep: share of the patches; 1 is the dense ViT.
 
     Attributes:
-        scores: of each patch, set for each batch, for example from ``point_scores``; higher stays.
+        scores: of each patch, set for each batch, from ``guide_scores`` or a ``GuideScore``; higher stays.
         rate: factor on ``keep``, set by ``VitViewEncoder.set_rate``.
     """
 
@@ -200,12 +212,26 @@ class GuidedKeep:
         if self.scores is None or self.scores.shape != canvas.shape[:2]:
             got = None if self.scores is None else tuple(self.scores.shape)
             raise ValueError(f"expected scores of {tuple(canvas.shape[:2])} patches in GuidedKeep.scores, got {got}")
-        best = self.scores.topk(_count(self.keep * self.rate, canvas.shape[1]), dim=1).indices.sort(dim=1).values
+        top = self.scores.topk(_count(self.keep * self.rate, canvas.shape[1]), dim=1)
+        if self.scores.requires_grad:
+            hard = torch.zeros_like(self.scores).scatter(1, top.indices, 1.0)
+            soft = torch.sigmoid(self.scores - top.values[:, -1:].detach())
+            return _gated(blocks, tokens, num_prefix, (hard + soft - soft.detach()).float())
+        best = top.indices.sort(dim=1).values
         kept = torch.cat([tokens[:, :num_prefix], gathered(canvas, best)], dim=1)
         return scattered(canvas, best, Dense()(blocks, kept, num_prefix))
 
     def gflops(self, dim: int, depth: int, num_prefix: int, num_patches: int, mlp_ratio: float | int) -> float:
         return Dense().gflops(dim, depth, num_prefix, _count(self.keep * self.rate, num_patches), mlp_ratio)
+
+
+def _gated(blocks: Blocks, tokens: Tensor, num_prefix: int, gate: Float[Tensor, "r n"]) -> Float[Tensor, "r n c"]:
+    """All blocks on all patches, of which the gates say what is seen and what goes on."""
+    whole = functional.pad(gate, (num_prefix, 0), value=1.0)
+    for block in blocks:
+        worked = masked_block(block, tokens, whole)
+        tokens = tokens + whole[..., None].to(tokens.dtype) * (worked - tokens)
+    return tokens[:, num_prefix:]
 
 
 def _attended_from_class(block: nn.Module, tokens: Tensor, num_prefix: int) -> tuple[Tensor, Tensor]:

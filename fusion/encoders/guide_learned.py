@@ -1,0 +1,167 @@
+"""A learned score for the patches of the cameras, from the BEV of a LiDAR or radar that has run."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+from torch.nn import functional
+
+from datamodules.batch import PointBatch
+from fusion.encoders.guide import guide_scores
+from fusion.ops.cells import cell_centers
+from fusion.ops.flops import GIGA
+from fusion.ops.scatter import scatter_max
+from sensors.grid import BevGrid
+
+FALLBACKS = ("points", "low")
+MIN_DEPTH_M = 0.5
+_FLOPS_PER_PLACE = 36
+"""Two 3x3 products with their sums, and two divisions, of one place in one view."""
+
+
+@dataclass(frozen=True, eq=False)
+class GuideBev:
+    """Attributes:
+    bev: of the guide's encoder.
+    ran: samples of which the route has run it; of the others ``bev`` is not looked at.
+    """
+
+    bev: Float[Tensor, "b c ny nx"]
+    ran: Bool[Tensor, "b"]
+
+
+class GuideScore(nn.Module):
+    """Scores for ``GuidedKeep``: what LiDAR or radar saw where a patch looks.
+
+    Each cell of the BEV becomes a few features, is placed at some heights and projected into the views. A patch takes
+    the maximum over what falls into it or next to it, and a linear layer makes a score of these and of how low it lies.
+    The BEV must be computed anyway: where the route skips the guide or it is lost, another rule chooses, nothing is
+    encoded for it, and ``FusionOutput.unguided`` says so.
+
+    Args:
+        channels: of the guide's BEV.
+        grid: of it.
+        features: of each cell.
+        heights_m: above the ego's origin.
+        reach: patches to each side from which the maximum is taken, since near cells are wider than a patch.
+        fallback: ``points``, how many of the guide's points fall into a patch, of equal ones the lower; or ``low``, the
+            lower patches. Where it gave no points both are the same.
+        detach: whether the score leaves the guide's encoder alone; otherwise its gradient goes on into that.
+
+    Raises:
+        ValueError: another fallback, no heights, or a negative reach.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        grid: BevGrid,
+        features: int = 8,
+        heights_m: Sequence[float | int] = (0.0, 1.0, 2.0),
+        reach: int = 1,
+        *,
+        fallback: str = "points",
+        detach: bool = True,
+    ):
+        super().__init__()
+        if fallback not in FALLBACKS:
+            raise ValueError(f"expected the guide's fallback to be one of {', '.join(FALLBACKS)}, got {fallback!r}")
+        if reach < 0 or not len(heights_m):
+            raise ValueError(f"expected a reach from 0 and some heights_m of the guide, got {reach} and {heights_m}")
+        self.channels, self.grid, self.reach, self.fallback, self.detach = channels, grid, reach, fallback, detach
+        self.reduce, self.score = nn.Linear(channels, features), nn.Linear(features + 1, 1)
+        centers = cell_centers(grid, torch.device("cpu")).flatten(0, 1)
+        heights = torch.tensor([float(height) for height in heights_m])
+        places = torch.cat([centers.repeat(len(heights), 1), heights.repeat_interleave(len(centers))[:, None]], dim=1)
+        self.register_buffer("places_m", places, persistent=False)
+
+    def forward(
+        self,
+        guide: GuideBev | None,
+        points: PointBatch | None,
+        image_from_camera: Float[Tensor, "r 3 3"],
+        ego_from_camera: Float[Tensor, "r 4 4"],
+        sample: Int64[Tensor, "r"],
+        image_size_px: tuple[int, int],
+        input_size_px: tuple[int, int],
+        encoder: nn.Module,
+    ) -> Float[Tensor, "r n"]:
+        """Scores of the patches of view rows; with gradients in training alone.
+
+        Args:
+            guide: None where no sample has run it.
+            points: of the same sensor, for the fallback; None for none.
+            image_from_camera, ego_from_camera, sample: of the rows, as in ViewRows.
+            image_size_px: of the picture that the calibration belongs to.
+            input_size_px: of the picture that the encoder is given, which may be smaller.
+        """
+        points = points if points is not None and self.fallback == "points" else _none(len(sample), sample)
+        pose = (image_from_camera, ego_from_camera, sample)
+        scores = guide_scores(points, *pose, image_size_px, input_size_px, encoder)
+        if guide is None:
+            return scores
+        rows = torch.nonzero(guide.ran.to(sample.device)[sample])[:, 0]
+        if not len(rows):
+            return scores
+        size = (input_size_px[0] // encoder.stride, input_size_px[1] // encoder.stride)
+        pose = (image_from_camera[rows], ego_from_camera[rows], sample[rows])
+        learned = self.learned(guide.bev, *pose, image_size_px, size)
+        return scores.index_copy(0, rows, learned.to(scores.dtype))
+
+    def learned(
+        self,
+        bev: Float[Tensor, "b c ny nx"],
+        image_from_camera: Float[Tensor, "r 3 3"],
+        ego_from_camera: Float[Tensor, "r 4 4"],
+        sample: Int64[Tensor, "r"],
+        image_size_px: tuple[int, int],
+        size: tuple[int, int],
+    ) -> Float[Tensor, "r n"]:
+        """Scores of ``size`` patches, lines and columns, of rows whose guide ran."""
+        bev = (bev.detach() if self.detach else bev).float()
+        cells = functional.relu(self.reduce(bev.flatten(2).transpose(1, 2)))  # b k f
+        num_lines, num_columns = size
+        row, place, patch = self._seen(image_from_camera, ego_from_camera, image_size_px, size)
+        taken = cells[sample[row], place % cells.shape[1]]
+        found = scatter_max(taken, row * num_lines * num_columns + patch, len(sample) * num_lines * num_columns)
+        found = found.view(len(sample), num_lines, num_columns, -1).permute(0, 3, 1, 2)
+        if self.reach:
+            found = functional.max_pool2d(found, 2 * self.reach + 1, stride=1, padding=self.reach)
+        line = torch.arange(num_lines, device=found.device, dtype=found.dtype).view(1, 1, -1, 1) / num_lines
+        both = torch.cat([found, line.expand(len(sample), 1, -1, num_columns)], dim=1)
+        scores = self.score(both.flatten(2).transpose(1, 2))[..., 0]
+        return scores if self.training else scores.detach()
+
+    def gflops(self) -> float:
+        """Of one view at most: the cells' features are the same for all views of a sample, and counted in each."""
+        num_cells = self.grid.shape[0] * self.grid.shape[1]
+        projected = len(self.places_m) * (_FLOPS_PER_PLACE + self.reduce.out_features)
+        return (2.0 * num_cells * self.reduce.weight.numel() + projected) / GIGA
+
+    @torch.no_grad()
+    def _seen(
+        self,
+        image_from_camera: Float[Tensor, "r 3 3"],
+        ego_from_camera: Float[Tensor, "r 4 4"],
+        image_size_px: tuple[int, int],
+        size: tuple[int, int],
+    ) -> tuple[Int64[Tensor, "s"], Int64[Tensor, "s"], Int64[Tensor, "s"]]:
+        """Row, place and patch of each place that a view sees."""
+        camera_from_ego = torch.linalg.inv(ego_from_camera.double()).to(self.places_m)
+        camera = self.places_m @ camera_from_ego[:, :3, :3].transpose(1, 2) + camera_from_ego[:, None, :3, 3]
+        image = camera @ image_from_camera.to(camera).transpose(1, 2)  # r p 3
+        ahead = image[..., 2] > MIN_DEPTH_M
+        depth = torch.where(ahead, image[..., 2], 1.0)
+        column = torch.floor(image[..., 0] / depth * (size[1] / image_size_px[1]))
+        line = torch.floor(image[..., 1] / depth * (size[0] / image_size_px[0]))
+        inside = ahead & (column >= 0) & (column < size[1]) & (line >= 0) & (line < size[0])
+        row, place = torch.nonzero(inside, as_tuple=True)
+        return row, place, (line[row, place] * size[1] + column[row, place]).long()
+
+
+def _none(num_rows: int, like: Tensor) -> PointBatch:
+    """No points at all."""
+    empty = torch.zeros(0, 3, device=like.device)
+    return PointBatch(empty, like[:0], torch.zeros(num_rows, dtype=torch.bool, device=like.device))

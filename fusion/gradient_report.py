@@ -1,6 +1,7 @@
 """Who gets how much gradient: shares of the sensors' encoders, agreement of the exits, and a balance on request."""
 
 from collections.abc import Mapping
+from itertools import combinations
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -26,6 +27,9 @@ class GradientReport(pl.Callback):
     balance), shares being running means. The step is scaled, not the gradient: Adam and Muon do not see the latter's
     size. (After OGM-GE, Peng et al., CVPR 2022, which scales gradients by how far one modality is ahead.)
 
+    A sensor whose encoders a stage freezes has no share in it, and counts neither for nor against the others; its
+    running mean waits for the next stage that trains it. Exits that rest have cosines of NaN.
+
     Args:
         folder: of the run.
         every_n_steps: optimiser steps between two rows; None writes none.
@@ -37,13 +41,16 @@ class GradientReport(pl.Callback):
             raise ValueError(f"expected balance of at least 0 and rows every 1 or more steps, got {balance}")
         self.folder, self.every_n_steps, self.balance = folder, every_n_steps, balance
         self.norms: dict[str, float] = {}
-        self._agreement: Tensor | None = None
+        self._learning: tuple[str, ...] = ()
+        self._has_stepped = False
+        self._cosines: dict[str, Tensor] = {}
         self._before: list[tuple[nn.Parameter, Tensor, float]] = []
 
     def shares(self) -> dict[str, float]:
-        """Running mean of each sensor's gradient norm over that of all; of sensors that have learnt at all."""
-        total = sum(self.norms.values())
-        return {name: norm / total for name, norm in self.norms.items()} if total > 0 else {}
+        """Running mean of each sensor's gradient norm over that of all; of sensors that learn now and have learnt."""
+        norms = {name: norm for name, norm in self.norms.items() if name in self._learning}
+        total = sum(norms.values())
+        return {name: norm / total for name, norm in norms.items()} if total > 0 else {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero and self.every_n_steps:
@@ -53,18 +60,23 @@ class GradientReport(pl.Callback):
         pl_module.depth_terms.watched = self._is_due(trainer.global_step + 1)
 
     def on_before_backward(self, trainer, pl_module, loss: Tensor) -> None:
-        losses, self._agreement = pl_module.depth_terms.watched_losses, None
+        losses, self._cosines = pl_module.depth_terms.watched_losses, {}
         if losses is None or not loss.requires_grad:
             return
         named = pl_module.model.named_parameters()
         shared = [p for name, p in named if p.requires_grad and any(is_below(name, prefix) for prefix in SHARED)]
-        teaching = [one for one in losses if one.requires_grad]
+        teaching = [number for number, one in enumerate(losses) if one.requires_grad]
         if shared and len(teaching) > 1:
-            self._agreement = gradient_agreement(teaching, shared).detach()
+            found = gradient_agreement([losses[number] for number in teaching], shared).detach()
+            self._cosines = {
+                f"cosine_{teaching[i]}_{teaching[j]}": found[i, j] for i, j in combinations(range(len(teaching)), 2)
+            }
         pl_module.depth_terms.watched_losses = None
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
         encoders = encoders_of(pl_module.model)
+        self._learning = tuple(name for name, own in encoders.items() if any(one.requires_grad for one in own))
+        self._has_stepped = True
         for name, parameters in encoders.items():
             norm = float(gradient_norm(parameters))
             if norm > 0:  # a sensor that did not run says nothing
@@ -82,21 +94,22 @@ class GradientReport(pl.Callback):
         with torch.no_grad():
             for parameter, before, factor in self._before:
                 parameter.copy_(torch.lerp(before, parameter, factor))
-        stepped, self._before = bool(self.norms), []
+        stepped, self._has_stepped, self._before = self._has_stepped, False, []
         if stepped and self._is_due(trainer.global_step) and trainer.is_global_zero:
-            self._write(trainer.global_step)
+            self._write(trainer.global_step, pl_module.model)
 
     def _is_due(self, step: int) -> bool:
         return self.every_n_steps is not None and step % self.every_n_steps == 0
 
-    def _write(self, step: int) -> None:
+    def _write(self, step: int, model: nn.Module) -> None:
         shares = self.shares()
         factors = balance_factors(shares, self.balance)
         row = {"step": step, **{f"share_{name}": shares.get(name, 0.0) for name in ENCODERS}}
         row |= {f"factor_{name}": factors.get(name, 1.0) for name in ENCODERS}
-        if self._agreement is not None:
-            count = len(self._agreement)
-            row |= {f"cosine_{i}_{j}": float(self._agreement[i, j]) for i in range(count) for j in range(i + 1, count)}
+        # All columns from the first row on: a table has those of its first row, and exits may rest until a later stage.
+        exits = getattr(model, "exits", None)
+        for i, j in combinations(range(len(exits.heads) + 1 if exits is not None else 0), 2):
+            row[f"cosine_{i}_{j}"] = float(self._cosines.get(f"cosine_{i}_{j}", torch.nan))
         append_rows(self.folder / "gradients.csv", [row])
 
     def state_dict(self) -> dict:

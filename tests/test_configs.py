@@ -46,6 +46,8 @@ def test_composes_with_keys_that_are_arguments(group, name):
 ONLY_FOR = {
     "adaptive": ({"tiny_adaptive"}, "exit"),
     "bench-adaptive": ({"tiny_adaptive"}, "exit"),
+    "sample-weights": ({"tiny_adaptive", "tiny_exits"}, "exit"),
+    "two-stage-exits": ({"tiny_adaptive", "tiny_exits"}, "exit"),
     "views": ({"tiny", "tiny_adaptive", "tiny_exits"}, "class_channels"),
 }
 """Stages that train parts which only some models have, and what the refusal of the others names."""

@@ -46,17 +46,19 @@ def assert_equal(found, expected, where: str = "checkpoint") -> None:
 
 
 @pytest.mark.parametrize(
-    ("step", "hook", "stage", "saved"),
+    ("step", "hook", "stage", "saved", "num_workers"),
     [
-        (10, "on_train_batch_end", "random", 8),  # mid-epoch, in the second of three stages
-        (12, "on_validation_batch_end", "random", 8),  # during the validation after the second epoch
+        (5, "on_train_batch_end", "points", 4, 0),  # mid-epoch, in the first of three stages
+        (10, "on_train_batch_end", "random", 8, 2),  # in the second
+        (22, "on_train_batch_end", "learned", 20, 0),  # in the third
+        (12, "on_validation_batch_end", "random", 8, 2),  # during the validation after the second epoch
     ],
 )
-def test_resumed_equals_uninterrupted(whole, tmp_path, step, hook, stage, saved):
-    killed(tmp_path, kill_at=step, kill_in=hook, num_workers=2)
+def test_resumed_equals_uninterrupted(whole, tmp_path, step, hook, stage, saved, num_workers):
+    killed(tmp_path, kill_at=step, kill_in=hook, num_workers=num_workers)
     last = (tmp_path / "train.csv").read_text().splitlines()[-1].split(",")
     assert (int(last[0]), last[2]) == (saved, stage)
-    trainer = train(tmp_path, resume=True, num_workers=2)
+    trainer = train(tmp_path, resume=True, num_workers=num_workers)
     assert trainer.current_epoch == EPOCHS
     for name in ("train.csv", "validation.csv"):
         assert (tmp_path / name).read_text() == (whole / name).read_text()
@@ -67,12 +69,14 @@ def test_resumed_equals_uninterrupted(whole, tmp_path, step, hook, stage, saved)
 
 
 def test_resumed_with_faults_augmentation_and_workers_equals_uninterrupted(tmp_path):
-    """The real reading: order, augmentation and faults go on at the batch after the last one that was trained."""
+    """The real reading: order, augmentation and faults go on at the batch after the last one that was trained, in a
+    stage that takes a growing part of the faults and has a relaxation of its own.
+    """
     root = write_small_set(tmp_path / "set")
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     train(whole, data_root=root, max_epochs=2)
     killed(stopped, data_root=root, max_epochs=2, kill_at=11, num_workers=2)
-    assert (stopped / "train.csv").read_text().splitlines()[-1].startswith("8,1,")
+    assert (stopped / "train.csv").read_text().splitlines()[-1].startswith("8,1,learned,")
     train(stopped, data_root=root, max_epochs=2, resume=True, num_workers=2)
     for name in ("train.csv", "validation.csv"):
         assert (stopped / name).read_text() == (whole / name).read_text()

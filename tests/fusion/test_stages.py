@@ -7,6 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fusion.commands.compose import compose
+from fusion.commands.runs import trained_route
 from fusion.draws import keyed_generator, keyed_randomness
 from fusion.routing.nested_gates import HardConcrete
 from fusion.routing.plan import FULL, LITE, SKIP
@@ -188,6 +190,15 @@ def test_a_stage_puts_its_relaxation_into_the_router_and_the_next_one_puts_the_o
     evaluated = StageEntry(ToyModel(), Curriculum(stages))
     evaluated.settle()
     assert evaluated.model.router.relaxation is hard, "decides at evaluation as at the end of training"
+
+
+def test_a_run_is_evaluated_by_the_relaxation_and_temperature_of_its_last_stage():
+    config = compose(["stages=joint", "+stages.stages.1.relaxation._target_=fusion.routing.nested_gates.HardConcrete"])
+    model = ToyModel()
+    assert trained_route(config, model) is None, "the router decides"
+    assert isinstance(model.router.relaxation, HardConcrete)
+    assert model.router.relaxation.temperature == pytest.approx(0.5)
+    assert not any("relaxation" in name for name in model.state_dict())
 
 
 def test_relaxations_that_do_not_fit_are_one_line():

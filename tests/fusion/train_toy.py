@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -13,6 +14,7 @@ from datamodules.datamodule import NuScenesDataModule
 from datamodules.inject import FaultInjector, FaultRule, SubsetDropout
 from datamodules.schedules import Ramp
 from fusion.optim import OptimizerSettings
+from fusion.routing.nested_gates import HardConcrete
 from fusion.stages import Stage
 from fusion.task import FusionTask
 from fusion.trainer import build_trainer
@@ -51,13 +53,23 @@ class DivergeAt(pl.Callback):
             next(pl_module.model.head.parameters()).data.fill_(torch.nan)
 
 
-def toy_task() -> FusionTask:
+def toy_task(stages: tuple[Stage, ...] = STAGES) -> FusionTask:
     torch.manual_seed(3)
-    return FusionTask(ToyModel(), STAGES, LEARNING, seed=11)
+    return FusionTask(ToyModel(), stages, LEARNING, seed=11)
 
 
-def faulty_data(root: Path, num_workers: int) -> NuScenesDataModule:
-    """Six batches an epoch as a real run has them: augmented, with faults that grow more frequent."""
+def faulty_stages() -> tuple[Stage, ...]:
+    """The same stages, each with its part of the data's faults, the last one with a relaxation of its own."""
+    points, random, learned = STAGES
+    return (
+        replace(points, faults={"share": [0.0, 1.0]}),
+        replace(random, faults={"share": 0.7, "severity": [0.3, 0.9]}),
+        replace(learned, relaxation=HardConcrete(), faults={"severity": [0.5, 1.0]}),
+    )
+
+
+def faulty_data(root: Path, num_workers: int, total_epochs: int) -> NuScenesDataModule:
+    """Seven batches an epoch as a real run has them: augmented, with faults that grow more frequent."""
     rules = [
         SubsetDropout(Ramp(0.1, 0.6)),
         FaultRule("lidar_beam_drop", probability=0.5),
@@ -74,7 +86,7 @@ def faulty_data(root: Path, num_workers: int) -> NuScenesDataModule:
         batch_size=1,
         num_workers=num_workers,
         seed=5,
-        total_epochs=EPOCHS,
+        total_epochs=total_epochs,
         injector=FaultInjector(rules, seed=7),
         image_augmentation=ImageAugmentation(),
         bev_augmentation=BevAugmentation(),
@@ -92,7 +104,7 @@ def train(
     **lightning,
 ) -> pl.Trainer:
     """Train on random batches, or on the small set in ``data_root``; or go on from a checkpoint in ``folder``."""
-    task = toy_task()
+    task = toy_task() if data_root is None else toy_task(faulty_stages())
     if resume:
         torch.manual_seed(999)  # nothing may depend on what was drawn before
     callbacks = [] if kill_at is None else [KillAt(kill_at, kill_in)]
@@ -108,7 +120,10 @@ def train(
         **options,
     )
     checkpoint = folder / "checkpoints" / "last.ckpt" if resume else None
-    data = ToyData(BATCHES, num_workers=num_workers) if data_root is None else faulty_data(data_root, num_workers)
+    if data_root is None:
+        data = ToyData(BATCHES, num_workers=num_workers)
+    else:
+        data = faulty_data(data_root, num_workers, options["max_epochs"])
     trainer.fit(task, datamodule=data, ckpt_path=checkpoint)
     return trainer
 

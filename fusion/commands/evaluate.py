@@ -35,6 +35,8 @@ def run(arguments: list[str]) -> int:
     own, overrides = split_arguments(arguments, Options)
     options = parse_options(own, Options)
     console = Console()
+    if options.submission and options.run:
+        raise ValueError("expected run=RUN or submission=FILE, got both; leave one out")
     if options.submission:
         metrics, parts = score_submission(options, overrides)
         title = options.submission

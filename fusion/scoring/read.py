@@ -25,6 +25,8 @@ _ATTRIBUTES = {"": NO_ATTRIBUTE, **{name: row for row, name in enumerate(ATTRIBU
 _FIELDS = ("sample_token", *_WIDTHS, "detection_name", "detection_score", "attribute_name")
 _SPACE = re.compile(r"[ \t\n\r]*")
 _UNIT_TOLERANCE = 0.01
+_GREATEST = 1e9
+"""Of metres, m/s and scores: squares and sums of what is greater leave the range of floats."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +73,7 @@ def read_table(path: Path) -> SubmissionTable:
         ) from None
     except _BadBoxes as error:
         raise ValueError(str(error)) from None
-    except (ValueError, IndexError) as error:
+    except (ValueError, IndexError, RecursionError) as error:
         raise ValueError(f"expected JSON in {path}, got a file that ends or breaks at: {_place(error)}") from None
     tokens = tuple(parts)
     table = _table(list(parts.values()))
@@ -88,6 +90,8 @@ class _BadBoxes(Exception):
 
 
 def _place(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "brackets within brackets without end"
     return str(error) if isinstance(error, json.JSONDecodeError) else "its end"
 
 
@@ -101,6 +105,8 @@ def _walk(text: str) -> Iterator[tuple[str, object, str | None]]:
     blocks = _Keys(text, position)
     for key, start in blocks:
         if key == "results":
+            if found:
+                raise json.JSONDecodeError("a second block 'results'", text, start)
             found = True
             if text[start] != "{":
                 raise _NoResults
@@ -222,13 +228,15 @@ def _table(parts: list[dict[str, np.ndarray]]) -> BoxTable:
         return BoxTable(wide(Boxes.empty()), np.zeros(0, np.int64))
     columns = {name: np.concatenate([part[name] for part in parts]) for name in names}
     w, x, y, z = columns["rotation"].T
-    length = np.sqrt((columns["rotation"] ** 2).sum(axis=1))
-    turned = np.abs(length - 1) <= _UNIT_TOLERANCE
+    with np.errstate(over="ignore", invalid="ignore"):
+        length = np.sqrt((columns["rotation"] ** 2).sum(axis=1))
+        turned = np.abs(length - 1) <= _UNIT_TOLERANCE
+        heading = np.arctan2(2 * (x * y + w * z), w * w + x * x - y * y - z * z)
     boxes = Boxes(
         center_m=columns["translation"],
         size_lwh_m=columns["size"][:, [1, 0, 2]],
         # NaN marks a rotation that is none, for the check of all numbers.
-        yaw_rad=np.where(turned, np.arctan2(2 * (x * y + w * z), w * w + x * x - y * y - z * z), np.nan),
+        yaw_rad=np.where(turned, heading, np.nan),
         velocity_mps=columns["velocity"],
         label=columns["label"],
         score=columns["score"],
@@ -243,11 +251,11 @@ def _check_numbers(table: BoxTable, tokens: tuple[str, ...], path: Path) -> None
     """Refuse what the metric cannot use, naming the first such box."""
     boxes = table.boxes
     demands = {
-        "a finite translation": np.isfinite(boxes.center_m).all(axis=1),
-        "finite sizes above 0 m": (np.isfinite(boxes.size_lwh_m) & (boxes.size_lwh_m > 0)).all(axis=1),
+        "a finite translation (within 1e9 m)": _within(boxes.center_m).all(axis=1),
+        "finite sizes above 0 m (up to 1e9 m)": (_within(boxes.size_lwh_m) & (boxes.size_lwh_m > 0)).all(axis=1),
         "a unit quaternion (w x y z) as rotation": np.isfinite(boxes.yaw_rad),
-        "a velocity that is no infinity": ~np.isinf(boxes.velocity_mps).any(axis=1),
-        "a finite score of at least 0": np.isfinite(boxes.score) & (boxes.score >= 0),
+        "a velocity that is no infinity (up to 1e9 m/s)": ~(np.abs(boxes.velocity_mps) > _GREATEST).any(axis=1),
+        "a finite score of at least 0 (up to 1e9)": _within(boxes.score) & (boxes.score >= 0),
     }
     for demand, met in demands.items():
         bad = np.flatnonzero(~met)
@@ -259,3 +267,8 @@ def _check_numbers(table: BoxTable, tokens: tuple[str, ...], path: Path) -> None
                 f"expected {demand} in every box of {path}, box {number} of sample {tokens[sample]}{others} "
                 "break this; mend or remove them"
             )
+
+
+def _within(values: np.ndarray) -> np.ndarray:
+    """Whether numbers are finite and not out of all proportion."""
+    return np.abs(values) <= _GREATEST

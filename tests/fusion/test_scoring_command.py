@@ -79,5 +79,7 @@ def test_mistakes_end_in_one_line(perfect, tmp_path, capsys):
     broken.write_text(text.replace(key, f"{key}[], {key}", 1))
     assert evaluate(perfect, submission=broken) == 2
     assert f"got sample {token} twice" in capsys.readouterr().err
+    assert evaluate(perfect, "run=somewhere") == 2
+    assert "got both" in capsys.readouterr().err
     assert evaluate(perfect, "draws=-1") == 2
     assert "draws=0" in capsys.readouterr().err

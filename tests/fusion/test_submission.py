@@ -114,6 +114,9 @@ def test_missing_and_foreign_tokens_are_refused(tmp_path):
         ('{"meta": {}, "results": {"a": {}}}', "a list of boxes for sample a"),
         ('{"results": {"a": [7]}}', "a JSON object as box 0"),
         ('{"results": {"a": [], "b": [], "a": []}}', "got sample a twice"),
+        ('{"results": {"a": []}, "results": {"b": []}}', "a second block 'results'"),
+        ("[" * 100_000, "brackets within brackets"),
+        ('{"results": {"a": [' + "[" * 100_000, "brackets within brackets"),
     ],
 )
 def test_broken_files_are_named(tmp_path, text, message):
@@ -168,8 +171,15 @@ GOOD = {
         ({"translation": [float("inf"), 0, 0]}, "a finite translation"),
         ({"size": [2.0, 0.0, 1.0]}, "finite sizes above 0 m"),
         ({"velocity": [float("-inf"), 0]}, "no infinity"),
+        ({"rotation": [float("inf"), 0, 0, 0]}, "a unit quaternion"),
+        ({"rotation": [1e300, 0, 0, 0]}, "a unit quaternion"),
+        ({"translation": [1e300, 0, 0]}, "within 1e9 m"),
+        ({"size": [2.0, 1e300, 1.0]}, "up to 1e9 m"),
+        ({"velocity": [1e300, 0]}, "up to 1e9 m/s"),
+        ({"detection_score": 1e300}, "up to 1e9"),
     ],
 )
+@pytest.mark.filterwarnings("error")
 def test_bad_boxes_are_named_in_one_line(tmp_path, change, message):
     path = tmp_path / "d.json"
     path.write_text(json.dumps({"meta": {}, "results": {"x": [], "a": [GOOD, {**GOOD, **change}]}}))

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusion.commands.compose import compose, instantiate
-from fusion.heads.center import CenterHead
+from fusion.heads.center import CenterHead, HeadOutput
 from fusion.heads.targets import center_targets
 from fusion.routing.dispatch import Dispatch
 from fusion.routing.plan import FULL, ExecutionTrace
@@ -18,7 +18,7 @@ from fusion.trunk.exits_losses import JointLoss
 from fusion.trunk.exits_policies import LearnedGate, Patience
 from sensors.boxes import DETECTION_NAMES
 from sensors.rig import LIDAR, NUM_CAMERAS, RADARS
-from tests.fusion.exit_toys import exit_model
+from tests.fusion.exit_toys import Scripted, exit_model
 from tests.fusion.random_batch import random_batch
 from tests.fusion.small_model import PILLARS, small_batch
 from tests.fusion.test_dispatch import assert_equal_outputs, maps_of
@@ -26,24 +26,6 @@ from tests.fusion.test_dispatch import assert_equal_outputs, maps_of
 MODEL = exit_model((0, 1))
 GROUPED = exit_model((-1, 0), first_group=["lidar", "radar"])
 BATCH = small_batch(4)
-
-
-class Scripted:
-    """Leaves by a table of scores per exit and sample; follows the samples by their order in the batch."""
-
-    looks_back = False
-
-    def __init__(self, table):
-        self.table, self.rows = torch.tensor(table, dtype=torch.float32), None
-
-    def __call__(self, history):
-        number = len(history) - 1
-        if number == 0:
-            self.rows = torch.arange(self.table.shape[1])
-        scores = self.table[number, self.rows]
-        assert len(history[-1]) == len(scores)
-        self.rows = self.rows[~(scores >= 0.5)]
-        return scores
 
 
 def run(model, policy, execution="sparse", thresholds=(0.5, 0.5), batch=BATCH):
@@ -190,18 +172,40 @@ def test_no_parameter_is_left_without_gradient_in_training():
     assert [n for n, p in model.named_parameters() if p.grad is None and not n.startswith("router")] == []
 
 
+@torch.no_grad()
 def test_a_cascade_starts_silent_and_listens():
-    model = exit_model((0, 1), cascade=True)
-    with torch.no_grad():
-        for conv in model.exits.cascades:
-            conv.weight.zero_()
-        silent = run(model, Patience(), thresholds=(math.inf, math.inf))
-        model.exits.cascades[-1].weight.fill_(1.0)
-        loud = run(model, Patience(), thresholds=(math.inf, math.inf))
-    plain = run(MODEL, Patience(), thresholds=(math.inf, math.inf))
-    assert silent.head.heatmap.shape == plain.head.heatmap.shape
-    assert not torch.allclose(silent.head.heatmap, loud.head.heatmap)
-    assert model.exits.last_gflops["head"] == pytest.approx(MODEL.exits.last_gflops["head"] + 2e-9 * 10 * 8 * 32 * 32)
+    """The last head reads its features plus a 1x1 convolution, 0 at first, of what the exit before thinks probable."""
+    model = exit_model((0,), cascade=True)
+    fresh = EarlyExits([ExitHead(0, 12, 8, CenterHead(8, PILLARS, channels=8))], cascade=True)
+    fresh.attach(model.trunk, model.head, 12, (16, 16))
+    assert not any(conv.weight.any() for conv in fresh.cascades)
+    bev = torch.rand(2, 12, 16, 16, generator=torch.Generator().manual_seed(0))
+
+    def last_heatmap():
+        walk = model.exits.start(ExecutionTrace(2), bev.device, masked=True)
+        return model.exits(bev, model.trunk, model.head, walk)[1].outputs[-1].heatmap
+
+    levels = [model.trunk.stages[0](bev)]
+    said = model.exits.heads[0].head(model.exits.heads[0].features(levels[0]))
+    for stage in model.trunk.stages[1:]:
+        levels.append(stage(levels[-1]))
+    features, weight = model.trunk.neck(levels), model.exits.cascades[0].weight
+    heard = torch.einsum("oc,bcyx->boyx", weight[:, :, 0, 0], said.heatmap.sigmoid())
+    loud = last_heatmap()
+    torch.testing.assert_close(loud, model.head(features + heard).heatmap, rtol=1e-4, atol=1e-4)
+    weight.zero_()
+    torch.testing.assert_close(last_heatmap(), model.head(features).heatmap, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(loud, last_heatmap(), rtol=1e-2, atol=1e-2)
+    assert model.exits.last_gflops["head"] == pytest.approx(model.head.gflops() + 2e-9 * 10 * 8 * 32 * 32)
+
+
+def test_a_later_exit_does_not_teach_the_one_it_listens_to():
+    model = exit_model((0,), cascade=True).train()
+    bev = torch.rand(2, 12, 16, 16, generator=torch.Generator().manual_seed(0))
+    walk = model.exits.start(ExecutionTrace(2), bev.device, masked=False)
+    model.exits(bev, model.trunk, model.head, walk)[1].outputs[-1].heatmap.square().sum().backward()
+    assert all(p.grad is None for p in model.exits.heads.parameters())
+    assert bool(model.exits.cascades[0].weight.grad.any())
 
 
 def test_gradient_equilibrium_by_counted_gradients():
@@ -243,13 +247,46 @@ def test_equilibrium_in_the_model_is_the_mean_of_heads_and_trunk():
     torch.testing.assert_close(grads[True, "last"], grads[False, "last"] / 2)
 
 
-def test_boosted_outputs_add_up_and_do_not_teach_backwards():
-    model = exit_model((0, 1), combine=Boosted()).train()
-    output = model(BATCH, plan=model.full_plan(BATCH))
-    first, second, third = (one.heatmap for one in output.exits.outputs)
-    assert not torch.allclose(second, first)
-    third.sum().backward()
-    assert all(p.grad is None for p in model.exits.parameters())
+def test_boosting_by_hand():
+    """F1 = 0.5 * 1 = 0.5, F2 = 2 (2 + 0.5) = 5, F3 = 3 (4 + 5) = 27; only o_k has a gradient in F_k: rho_k."""
+    said = [_constant(value) for value in (1.0, 2.0, 4.0)]
+    boosted = Boosted([0.5, 2.0, 3.0])
+    for number, (total, rho) in enumerate(((0.5, 0.5), (5.0, 2.0), (27.0, 3.0))):
+        answer = boosted(said[: number + 1])
+        for name, value in maps_of(answer).items():
+            assert bool((value == total).all()), name
+        own = [one.heatmap for one in said[: number + 1]]
+        slopes = torch.autograd.grad(answer.heatmap.sum(), own, allow_unused=True)
+        assert all(slope is None or not slope.any() for slope in slopes[:-1])
+        assert bool((slopes[-1] == rho).all())
+    assert bool((Boosted()(said).height == 7).all())
+
+
+def _constant(value: float) -> HeadOutput:
+    widths = {"heatmap": 10, "height": 1, "offset": 2, "log_size": 3, "heading": 2, "velocity": 2, "attribute": 8}
+    return HeadOutput(**{n: torch.full((1, width, 2, 2), value, requires_grad=True) for n, width in widths.items()})
+
+
+def test_a_boosted_model_gives_the_sums_of_its_heads():
+    plain = exit_model((0, 1)).train()
+    raw = [one.heatmap for one in plain(BATCH, plan=plain.full_plan(BATCH)).exits.outputs]
+    plain.exits.combine = Boosted([1.0, 0.5, 2.0])
+    sums = [one.heatmap for one in plain(BATCH, plan=plain.full_plan(BATCH)).exits.outputs]
+    wanted = [raw[0], 0.5 * (raw[1] + raw[0]), 2 * (raw[2] + 0.5 * (raw[1] + raw[0]))]
+    for found, value in zip(sums, wanted, strict=True):
+        torch.testing.assert_close(found, value, rtol=1e-3, atol=1e-3)
+    sums[2].sum().backward()
+    assert all(p.grad is None for p in plain.exits.parameters())
+    # Weak learners start as corrections: of the last biases only those of the first head stay.
+    fresh = [ExitHead(place, width, 8, CenterHead(8, PILLARS, channels=8)) for place, width in ((0, 12), (1, 16))]
+    heads = [*(one.head for one in fresh), CenterHead(8, PILLARS, channels=8)]
+    for branch in (branch for head in heads for branch in (*head.heatmaps, *head.regressions)):
+        torch.nn.init.ones_(branch[-1].bias)
+    EarlyExits(fresh, combine=Boosted()).attach(plain.trunk, heads[-1], 12, (16, 16))
+    biases = [[branch[-1].bias for branch in (*head.heatmaps, *head.regressions)] for head in heads]
+    assert [[bool((bias == one).all()) for bias in own] for own, one in zip(biases, (1, 0, 0), strict=True)] == [
+        [True] * len(own) for own in biases
+    ]
 
 
 def test_ensembles_by_hand():

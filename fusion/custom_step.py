@@ -25,7 +25,8 @@ class CustomStep(Protocol):
     at other weights without changing it. See ``fusion.sample_weighting`` for one.
 
     A step may name its terms beforehand in an attribute ``terms``: they then have weights and a column in every table.
-    A method ``check(stage, model)`` may refuse a stage or a model (ValueError) before anything runs.
+    Methods ``check(stage, model)`` and ``check_data(stage, data)`` may refuse what does not fit (ValueError) before
+    anything runs.
     """
 
     def __call__(

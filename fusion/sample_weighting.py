@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from fusion.task import FusionTask
 
 
+LEAST_SAMPLES = 3
+"""Of a batch, for the weight network to learn from it."""
+
+
 class SampleWeighting(nn.Module):
     """A weight for each sample at each exit, learnt from what it does for other samples (after L2W-DEN, Han et al.,
     Learning to Weight Samples for Dynamic Early-exiting Networks, ECCV 2022).
@@ -42,7 +46,8 @@ class SampleWeighting(nn.Module):
     4. All samples are weighted anew: the term ``sample_weights``, the sum of (w - 1) * l, joins the task's own losses,
        so that the detection losses count with their weights. The weights at an exit have the mean 1.
 
-    The weight network and the state of its optimiser are in the checkpoint. A batch of one sample has weights of 1.
+    The weight network and the state of its optimiser are in the checkpoint. It learns from batches of three samples and
+    more: one that teaches alone has the weight 1, whatever the network says.
 
     Args:
         num_exits: the last one included.
@@ -105,15 +110,23 @@ class SampleWeighting(nn.Module):
                 f"{list(self.virtual)}; change virtual or trainable"
             )
 
+    def check_data(self, stage: Stage, data: object) -> None:
+        """That batches are large enough to learn from.
+
+        Raises:
+            ValueError: they are not.
+        """
+        size = getattr(data, "batch_size", LEAST_SAMPLES)
+        if size < LEAST_SAMPLES:
+            raise ValueError(
+                f"stage '{stage.name}': expected batches of at least {LEAST_SAMPLES} samples, two to teach and one "
+                f"to judge, got data.batch_size={size}; raise it"
+            )
+
     def forward(
         self, task: "FusionTask", batch: Batch, generator: torch.Generator
     ) -> tuple[FusionOutput, dict[str, Tensor]]:
         """See ``fusion.custom_step.CustomStep``."""
-        if getattr(task.trainer.datamodule, "batch_size", 2) < 2:
-            raise ValueError(
-                f"stage '{task.stage.name}': expected batches of at least two samples, one to teach and one to judge, "
-                "got data.batch_size=1; raise it"
-            )
         model = task.model
         plan = task.plan_of(replace(task.stage, route="random"), batch, generator)
         output = model(batch, plan=plan, execution=task.stage.execution)
@@ -121,7 +134,7 @@ class SampleWeighting(nn.Module):
         teaches = torch.zeros(len(batch), dtype=torch.bool)
         teaches[torch.randperm(len(batch), generator=generator)[: math.ceil(len(batch) / 2)]] = True
         teaches = teaches.to(losses.device)
-        if len(batch) > 1:
+        if len(batch) >= LEAST_SAMPLES:
             self._learn(task, (batch, output, losses), teaches, float(torch.rand((), generator=generator)))
         weights = self.weigher(losses)
         return output, {"sample_weights": ((weights - 1) * losses).mean(dim=0).sum()}

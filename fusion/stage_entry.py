@@ -67,6 +67,18 @@ class StageEntry:
                 wanted.train(router.training)
 
 
+def meet_data(curriculum: Curriculum, data: object) -> None:
+    """Bring stages and data together, before the training loader is built.
+
+    Raises:
+        ValueError: they do not fit, see ``give_faults`` and ``fusion.custom_step.CustomStep``.
+    """
+    give_faults(curriculum, data)
+    for stage in curriculum.stages:
+        if hasattr(stage.step, "check_data"):
+            stage.step.check_data(stage, data)
+
+
 def give_faults(curriculum: Curriculum, data: object) -> None:
     """Tell the data how much of its faults acts in each stage, before its training loader is built.
 

@@ -22,7 +22,7 @@ from fusion.router_lessons import RouterLessons
 from fusion.routing.budget import budget_loss, route_entropy
 from fusion.routing.objectives import BudgetTerm, mean_over_process_group
 from fusion.routing.plan import BRANCHES, NUM_BRANCHES, RoutingPlan
-from fusion.stage_entry import StageEntry, give_faults
+from fusion.stage_entry import StageEntry, meet_data
 from fusion.stages import BY_ROUTER, LESSONS, Curriculum, Stage
 from fusion.validation import DetectionScores, QuickPrecision
 from sensors.rig import UNITS
@@ -130,9 +130,9 @@ class FusionTask(pl.LightningModule):
         require_same_model(model_weights(checkpoint, average=False), self.model, self.trainer.ckpt_path)
 
     def setup(self, stage: str) -> None:
-        """Before the training loader is built: its faults follow the stages."""
+        """Before the training loader is built: stages and data meet."""
         if stage == "fit":
-            give_faults(self.curriculum, self.trainer.datamodule)
+            meet_data(self.curriculum, self.trainer.datamodule)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Enter the stage that progress has reached.

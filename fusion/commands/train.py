@@ -54,7 +54,7 @@ def train(config, run_dir: Path, resume: bool = False) -> RunDirectory:
     from pytorch_lightning.utilities import rank_zero_only
 
     from fusion.ops.pretrained import without_fetching
-    from fusion.stage_entry import give_faults
+    from fusion.stage_entry import meet_data
 
     config = config.copy()
     config.run_dir = str(run_dir)
@@ -71,7 +71,7 @@ def train(config, run_dir: Path, resume: bool = False) -> RunDirectory:
     plain = OmegaConf.to_container(config, resolve=True)
     task = instantiate(config.stages, _partial_=True)(model=model, seed=config.seed)
     task.run_config = plain
-    give_faults(task.curriculum, data)
+    meet_data(task.curriculum, data)
     # Everything is built before the folder is made: a setting that cannot be leaves nothing behind.
     trainer = instantiate(config.trainer, _partial_=True)(run_dir=run_dir)
     if resume:

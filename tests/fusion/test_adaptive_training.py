@@ -249,7 +249,8 @@ def test_every_shipped_list_of_stages_trains(name, tmp_path):
     model = (adaptive_model if config.get("exit_loss") else small_model)().train()
     task = instantiate(config, _partial_=True)(model=model, seed=0)
     trainer = build_trainer(tmp_path, max_epochs=1, accelerator="cpu", limit_val_batches=0)
-    trainer.fit(task, datamodule=ToyData(2 * count, batch_size=2, image_size_px=IMAGE_SIZE_PX, depth_stride=8))
+    batch_size = 3 if name == "sample-weights" else 2  # two samples teach, one judges
+    trainer.fit(task, datamodule=ToyData(2 * count, batch_size, image_size_px=IMAGE_SIZE_PX, depth_stride=8))
     rows = rows_of(tmp_path / "train.csv")
     assert len(dict.fromkeys(row["stage"] for row in rows)) == count
     assert all(torch.isfinite(torch.tensor(float(row["loss"]))) for row in rows)

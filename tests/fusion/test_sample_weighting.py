@@ -4,7 +4,6 @@ import csv
 import math
 import multiprocessing
 import signal
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +12,7 @@ from torch import nn
 from fusion.checkpoint import read_checkpoint
 from fusion.commands.compose import compose, instantiate
 from fusion.sample_weighting import SampleWeighting, losses_at_exits, meta_gradient, whole_shares
+from fusion.stage_entry import meet_data
 from fusion.stages import Stage
 from fusion.task import FusionTask
 from fusion.trainer import build_trainer
@@ -104,15 +104,13 @@ def task_of(**options) -> FusionTask:
 def one_step(task, batch, virtual_rate: float | None = None):
     """The step of the last stage on a batch, outside of a trainer."""
     task.stage = task.curriculum.stages[-1]
-    task.trainer = SimpleNamespace(datamodule=ToyData())
     step = task.stage.step
     step.virtual_learning_rate = virtual_rate or step.virtual_learning_rate
     torch.manual_seed(0)  # noise of the tokens
     return step, *step(task, batch, torch.Generator().manual_seed(1))
 
 
-def test_a_step_moves_the_weight_network_and_the_terms_reweigh_the_losses(monkeypatch):
-    monkeypatch.setattr(FusionTask, "trainer", None)
+def test_a_step_moves_the_weight_network_and_the_terms_reweigh_the_losses():
     task, batch = task_of(), small_batch(4)
     before = {name: value.detach().clone() for name, value in task.named_parameters()}
     step, output, terms = one_step(task, batch)
@@ -136,19 +134,26 @@ def test_a_step_moves_the_weight_network_and_the_terms_reweigh_the_losses(monkey
     assert all(value.grad is None for name, value in task.named_parameters() if "weigher" in name)
 
 
-def test_the_judges_say_what_they_lose_after_the_virtual_step(monkeypatch):
+def test_the_judges_say_what_they_lose_after_the_virtual_step():
     """A large virtual step on the heads changes what the judges lose; a tiny one leaves it as it was."""
-    monkeypatch.setattr(FusionTask, "trainer", None)
     batch = small_batch(4)
     judged = [float(one_step(task_of(), batch, rate)[0].judged) for rate in (1e-9, 1e-8, 0.05)]
     assert judged[0] == pytest.approx(judged[1], rel=1e-5)
     assert judged[2] != pytest.approx(judged[0], rel=1e-3)
 
 
-def test_parameters_before_the_exits_may_take_part_in_the_virtual_step(monkeypatch):
-    monkeypatch.setattr(FusionTask, "trainer", None)
-    step = one_step(task_of(virtual=("trunk", "exits", "head")), small_batch(2))[0]
+def test_parameters_before_the_exits_may_take_part_in_the_virtual_step():
+    step = one_step(task_of(virtual=("trunk", "exits", "head")), small_batch(3))[0]
     assert math.isfinite(float(step.judged))
+
+
+def test_a_last_batch_that_is_too_small_is_weighted_and_teaches_nothing():
+    task = task_of()
+    before = [value.detach().clone() for value in task.custom_steps.parameters()]
+    step, _, terms = one_step(task, small_batch(1))
+    assert float(terms["sample_weights"].detach()) == pytest.approx(0.0, abs=1e-6)
+    assert not step.optimizer.state
+    assert all(torch.equal(*pair) for pair in zip(before, task.custom_steps.parameters(), strict=True))
 
 
 def train(folder, kill_at: int | None = None, resume: bool = False) -> FusionTask:
@@ -161,7 +166,7 @@ def train(folder, kill_at: int | None = None, resume: bool = False) -> FusionTas
         callbacks=[] if kill_at is None else [KillAt(kill_at, "on_train_batch_end")],
         max_epochs=2, accelerator="cpu", devices=1, num_sanity_val_steps=0, limit_val_batches=0,
     )  # fmt: skip
-    data = ToyData(4, image_size_px=IMAGE_SIZE_PX, depth_stride=8)
+    data = ToyData(4, batch_size=3, image_size_px=IMAGE_SIZE_PX, depth_stride=8)
     trainer.fit(task, datamodule=data, ckpt_path=folder / "checkpoints" / "last.ckpt" if resume else None)
     return task
 
@@ -180,6 +185,7 @@ def test_a_training_resumed_in_mid_epoch_has_the_same_weights_and_moments(tmp_pa
         assert_equal(found[part], expected[part], part)
     moments = expected["state_dict"]["custom_steps.0._extra_state"]["optimizer"]["state"]
     assert [int(moment["step"]) for moment in moments.values()] == [4] * 4, "one step of its own in each of four"
+    assert all(float(moment["exp_avg"].abs().max()) > 0 for moment in list(moments.values())[:3])
     assert torch.equal(resumed.stage.step.weigher.layers[0].weight, step.weigher.layers[0].weight)
     with open(whole / "train.csv", newline="") as file:
         terms = [float(row["sample_weights"]) for row in csv.DictReader(file)]
@@ -201,16 +207,14 @@ def test_models_that_do_not_fit_are_one_line(model, options, message):
     assert "\n" not in str(error.value)
 
 
-def test_settings_and_batches_that_cannot_be_are_one_line(monkeypatch):
-    monkeypatch.setattr(FusionTask, "trainer", None)
+def test_settings_and_batches_that_cannot_be_are_one_line():
     with pytest.raises(ValueError, match="expected at least two exits"):
         SampleWeighting(1)
     task = task_of()
     task.stage = Stage("rests", 1.0, route="custom", step=task.curriculum.stages[-1].step, losses={"exits": 0.0})
-    task.trainer = SimpleNamespace(datamodule=ToyData(batch_size=1))
-    with pytest.raises(ValueError, match="stage 'rests': expected batches of at least two samples"):
-        task.stage.step(task, small_batch(1), torch.Generator())
-    task.trainer = SimpleNamespace(datamodule=ToyData())
+    with pytest.raises(ValueError, match="stage 'weighted': expected batches of at least 3 samples.*batch_size=2"):
+        meet_data(task.curriculum, ToyData(batch_size=2))
+    meet_data(task.curriculum, ToyData(batch_size=3))
     with pytest.raises(ValueError, match="stage 'rests': expected early exits that learn beside their sample weights"):
         task.stage.step(task, small_batch(2), torch.Generator())
 

@@ -8,6 +8,7 @@ from markupsafe import Markup, escape
 from fusion.report.plots import Axis
 
 NUM_COLOURS = 10
+_TOP, _BOTTOM = 30.0, 48.0  # room for words of 16 px, as on a phone
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class Line:
     Attributes:
         points: (x, y); a y of None breaks the line.
         colour: number of a page colour; None for the next one.
-        style: ``line``, ``steps`` (with dots) or ``dots``.
+        style: ``line``, ``dashes``, ``steps`` (with dots) or ``dots``.
     """
 
     title: str
@@ -43,12 +44,12 @@ def chart(
     width, height = size_px
     points = [(x, y) for line in lines for x, y in line.points if y is not None]
     x = _axis([p[0] for p in points], ranges[0], 46.0, width - 14.0)
-    y = _axis([p[1] for p in points], ranges[1], height - 40.0, 20.0)
+    y = _axis([p[1] for p in points], ranges[1], height - _BOTTOM, _TOP)
     label = escape(" over ".join(titles[::-1]))
     parts = [f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{label}">']
     for low, high in bands:
         place = f'x="{x.px(low):.1f}" width="{x.px(high) - x.px(low):.1f}"'
-        parts.append(f'<rect class="band" y="20" height="{height - 60}" {place}/>')
+        parts.append(f'<rect class="band" y="{_TOP}" height="{height - _TOP - _BOTTOM}" {place}/>')
     parts += _grid(x, y, titles, height)
     for number, line in enumerate(lines):
         parts += _line(line, number if line.colour is None else line.colour, x, y)
@@ -81,20 +82,21 @@ def _grid(x: Axis, y: Axis, titles: tuple[str, str], height: int) -> list[str]:
         parts.append(f'<line class="rule" x1="{x.first_px}" x2="{x.last_px}" y1="{level}" y2="{level}"/>')
         parts.append(f'<text x="{x.first_px - 7}" y="{y.px(value) + 4:.1f}" text-anchor="end">{value:g}</text>')
     for value in x.ticks():
-        parts.append(f'<text x="{x.px(value):.1f}" y="{height - 24}" text-anchor="middle">{value:g}</text>')
+        parts.append(f'<text x="{x.px(value):.1f}" y="{height - 28}" text-anchor="middle">{value:g}</text>')
     middle = (x.first_px + x.last_px) / 2
     parts.append(f'<text x="{middle:g}" y="{height - 6}" text-anchor="middle">{escape(titles[0])}</text>')
-    parts.append(f'<text x="4" y="12">{escape(titles[1])}</text>')
+    parts.append(f'<text x="4" y="14">{escape(titles[1])}</text>')
     return parts
 
 
 def _line(line: Line, colour: int, x: Axis, y: Axis) -> list[str]:
-    parts = [f'<g class="s{colour % NUM_COLOURS}">']
+    dashed = " dashed" if line.style == "dashes" else ""
+    parts = [f'<g class="s{colour % NUM_COLOURS}{dashed}">']
     if line.style != "dots":
         for run in _runs(line.points):
             path = " ".join(f"{x.px(a):.1f},{y.px(b):.1f}" for a, b in run)
             parts.append(f'<polyline points="{path}"/>')
-    if line.style != "line":
+    if line.style not in ("line", "dashes"):
         for a, b in line.points:
             if b is not None:
                 text = escape(f"{line.title}: {a:g}, {b:.3f}")

@@ -20,6 +20,12 @@ UNIT_TITLES = ("front", "front right", "back right", "back", "back left", "front
 TOWN_NOTICE = (
     "These are scores on a synthetic town. They are not nuScenes scores and cannot be compared with any published ones."
 )
+POLICY_TITLES = {
+    ROUTER: "router",
+    "random": "random at equal cost",
+    "static": "one route for all",
+    "full": "all that fits",
+}
 USE_NOTICE = "Research software, not for the control of a vehicle."
 
 
@@ -86,6 +92,16 @@ def read_run(path: Path) -> RunContent:
             f"dynfusion robustness run={path}"
         )
     return RunContent(path, config or {}, evaluation, tuple(cells))
+
+
+def name_of(run: RunContent) -> str:
+    return run.path.resolve().name
+
+
+def names_of(runs: Sequence[RunContent]) -> list[str]:
+    """Of the folders; the whole paths where two have one name."""
+    names = [name_of(run) for run in runs]
+    return names if len(set(names)) == len(names) else [str(run.path) for run in runs]
 
 
 def _read_evaluation(path: Path) -> dict:
@@ -156,9 +172,7 @@ def rows(run: RunContent) -> list[dict]:
             "budget": cell.budget,
             "error": cell.error,
             "warning": cell.warning,
-            "seen": {"neither": "unseen in training", "family": "family seen", "fault": "seen"}.get(
-                cell.seen_in_training
-            ),
+            "seen": {"neither": "unseen", "family": "family seen", "fault": "seen"}.get(cell.seen_in_training),
             "steps": [_step_text(step) for step in cell.steps],
         }
         if cell.metrics is not None:

@@ -40,18 +40,24 @@
     });
   }
 
-  // Rows are shown if they fit both the budget that is pressed and every word of the filter.
+  // Rows are shown if they fit both the budget that is pressed and every word of the filter. A table whose run was
+  // not scored at that budget shows what it has.
   const budgets = document.getElementById("budgets");
   const filter = document.getElementById("filter");
-  let wanted = "all";
+  let wanted = "all", run = "0";
   const show = () => {
     const words = filter.value.trim().toLowerCase().split(/\s+/).filter(Boolean);
     let shown = 0, all = 0;
-    for (const row of document.querySelectorAll("tr[data-budget]")) {
-      const fits = wanted === "all" || row.dataset.budget === wanted;
-      const text = row.dataset.words;
-      row.hidden = !fits || (text !== undefined && !words.every((word) => text.includes(word)));
-      if (text !== undefined && fits) { all += 1; shown += row.hidden ? 0 : 1; }
+    for (const table of document.querySelectorAll("table")) {
+      const rows = [...table.querySelectorAll("tr[data-budget]")];
+      const any = wanted === "all" || !rows.some((row) => row.dataset.budget === wanted);
+      const counts = rows.length && (table.closest(".of-run")?.dataset.run ?? run) === run;
+      for (const row of rows) {
+        const fits = any || row.dataset.budget === wanted;
+        const text = row.dataset.words;
+        row.hidden = !fits || (text !== undefined && !words.every((word) => text.includes(word)));
+        if (counts && text !== undefined && fits) { all += 1; shown += row.hidden ? 0 : 1; }
+      }
     }
     document.getElementById("shown").textContent = words.length ? `${shown} of ${all} rows` : "";
   };
@@ -63,6 +69,24 @@
     wanted = budgets.querySelector("button").dataset.budget;
     show();
   }
+
+  // One run at a time; a section that has nothing of it is not there.
+  const choose = () => {
+    const blocks = [...document.querySelectorAll(".of-run")];
+    for (const block of blocks) block.hidden = block.dataset.run !== run;
+    for (const part of document.querySelectorAll("article.sample, section")) {
+      const own = [...part.querySelectorAll(".of-run")];
+      const shared = part.querySelector(".drawn:not(.of-run .drawn)");
+      part.hidden = own.length > 0 && !shared && own.every((block) => block.hidden);
+    }
+  };
+  const runs = document.getElementById("runs-switch");
+  if (runs) {
+    for (const button of runs.querySelectorAll("button")) {
+      button.addEventListener("click", () => { press(button); run = button.dataset.run; choose(); show(); });
+    }
+  }
+  choose();
 
   const data = JSON.parse(document.getElementById("data").textContent);
   const save = (name, type, text) => {
@@ -84,11 +108,11 @@
   document.getElementById("csv").addEventListener("click", () => save("robustness.csv", "text/csv", csv()));
   document.getElementById("json").addEventListener("click", () => save("robustness.json", "application/json", JSON.stringify(data, null, 1)));
 
-  for (const sample of document.querySelectorAll(".sample")) {
-    for (const button of sample.querySelectorAll("button[data-variant]")) {
+  for (const block of document.querySelectorAll(".sample .of-run")) {
+    for (const button of block.querySelectorAll("button[data-variant]")) {
       button.addEventListener("click", () => {
         press(button);
-        for (const variant of sample.querySelectorAll(".variant")) {
+        for (const variant of block.querySelectorAll(".variant")) {
           variant.hidden = variant.dataset.variant !== button.dataset.variant;
         }
       });

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from markupsafe import Markup, escape
 
 _WIDTH, _HEIGHT = 720.0, 300.0
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52.0, 150.0, 22.0, 40.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52.0, 150.0, 28.0, 40.0
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,12 @@ def quality_plot(lines: list[dict]) -> Markup:
             parts.append(f'<circle cx="{x.px(g):.1f}" cy="{y.px(n):.1f}" r="4"><title>{text}</title></circle>')
         if line["title"] in named:
             g, n, _ = line["points"][-1]
-            parts.append(f'<text x="{x.px(g) + 10:.1f}" y="{y.px(n) + 4:.1f}">{escape(line["title"])}</text>')
+            start, height = x.px(g) + 8, y.px(n)
+            if start < x.last_px - 20:  # ends early: led to the margin, where the names stand
+                parts.append(
+                    f'<line class="leader" x1="{start:.1f}" x2="{x.last_px}" y1="{height:.1f}" y2="{height:.1f}"/>'
+                )
+            parts.append(f'<text x="{x.last_px + 6:.1f}" y="{height + 4:.1f}">{escape(line["title"])}</text>')
         parts.append("</g>")
     return Markup("".join([*parts, "</svg>"]))
 
@@ -84,5 +89,5 @@ def _frame(x: Axis, y: Axis) -> list[str]:
         )
     middle = (x.first_px + x.last_px) / 2
     parts.append(f'<text class="tick" x="{middle}" y="{_HEIGHT - 4}" text-anchor="middle">executed GFLOPs</text>')
-    parts.append(f'<text class="tick" x="{x.first_px - 8}" y="{_TOP - 2}" text-anchor="end">NDS</text>')
+    parts.append('<text class="tick" x="4" y="12">NDS</text>')
     return parts

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from fusion.report.content import RunContent
-from fusion.report.sections import name_of, table_rows
+from fusion.report.content import RunContent, name_of
+from fusion.report.export import table_rows
 from fusion.robustness.cells import ROUTER
 
 FORMATS = ("html", "markdown", "latex")

@@ -12,18 +12,11 @@ from hypothesis import strategies as st
 
 from fusion.report.charts import Line, chart, front
 from fusion.report.content import RunContent, read_run
+from fusion.report.curves import precision_recall_chart
+from fusion.report.export import as_csv, as_json, table_rows
 from fusion.report.html import write_report
-from fusion.report.sections import (
-    as_csv,
-    as_json,
-    comparison,
-    interval_rows,
-    measures,
-    precision_recall_chart,
-    regret_table,
-    severity_map,
-    table_rows,
-)
+from fusion.report.severity import severity_map
+from fusion.report.tables import comparison, interval_rows, measures, regret_table
 from fusion.report.text_tables import text_table
 from fusion.robustness.cells import append_cell
 from fusion.robustness.table import comparison_table
@@ -44,9 +37,9 @@ def run_of(tmp_path, name: str, version: str = "v1.0-town", **scores) -> RunCont
 
 
 def test_severities_stand_in_one_row_with_what_is_kept(tmp_path):
-    (row,) = severity_map(run_of(tmp_path, "a"))
-    assert (row["title"], row["seen"]) == ("fog", "unseen")
-    assert [cell["kept"] for cell in row["cells"]] == pytest.approx([0.8, 0.5])
+    (row,) = severity_map([run_of(tmp_path, "a")])["rows"]
+    assert (row["title"], row["mark"]) == ("fog", "unseen")
+    assert [cell["kept"] for cell in row["blocks"][0]] == pytest.approx([0.8, 0.5])
 
 
 def test_runs_side_by_side_mark_the_best(tmp_path):

@@ -1,6 +1,6 @@
 """One suite against as many separate evaluations: ``python benchmarks/suite.py [run=RUN] [suite=quick] [budgets=1.0]``.
 
-Any other ``key=value`` changes a setting of the run, such as ``data.root=town``.
+``out=FILE`` writes the result there. Any other ``key=value`` changes a setting of the run, such as ``data.root=town``.
 
 Both sides evaluate and score the same cells of one trained run in one process and one thread, alternating cell by
 cell: separate evaluations read and compute every cell by itself, the suite holds samples in memory and takes encoder
@@ -12,6 +12,7 @@ which separate commands would pay again.
 import os
 import sys
 import time
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
@@ -21,16 +22,26 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 from machine import write_results  # noqa: E402
 
-from fusion.commands.compose import instantiate  # noqa: E402
+from fusion.cli import mistake_of  # noqa: E402
+from fusion.commands.compose import instantiate, parse_options, split_arguments  # noqa: E402
+from fusion.commands.robustness import as_list  # noqa: E402
 from fusion.commands.runs import open_run  # noqa: E402
 from fusion.robustness.axes import planned_cells  # noqa: E402
+from fusion.robustness.cell_runner import SuiteOptions  # noqa: E402
 from fusion.robustness.reuse import EncoderReuse  # noqa: E402
-from fusion.robustness.suite import SuiteOptions  # noqa: E402
 from fusion.scoring.evaluate import evaluate_model  # noqa: E402
 from fusion.scoring.scorer import Scorer  # noqa: E402
 from sensors.faults.suites import suite_named  # noqa: E402
 
 BAR = 1.5
+
+
+@dataclass
+class Options:
+    run: str = "runs/demo"
+    suite: str = "quick"
+    budgets: list[float] = field(default_factory=lambda: [1.0])
+    out: str = str(ROOT / "benchmarks" / "results" / "suite.json")
 
 
 def compare(run: str, suite: str, budgets: list[float], overrides: list[str]) -> dict:
@@ -62,7 +73,10 @@ def compare(run: str, suite: str, budgets: list[float], overrides: list[str]) ->
         held_mb = held.num_bytes / 1e6
     samples = f"{len(cells)} cells of {len(scorer.tokens)} samples"
     ratio = spent["separate"] / spent["suite"]
+    parameters = sum(value.numel() for value in opened.model.parameters())
     return {
+        "model": f"{opened.directory.path.name}: {parameters / 1e6:.2f} M parameters, "
+        f"{float(opened.model.prices().full_gflops):.2f} GFLOPs",
         "name": f"suite {suite}, budgets {', '.join(f'{b:g}' for b in budgets)}: {samples}",
         "ours": round(spent["suite"], 2),
         "peer": round(spent["separate"], 2),
@@ -76,21 +90,27 @@ def compare(run: str, suite: str, budgets: list[float], overrides: list[str]) ->
     }
 
 
-def main(arguments: list[str]) -> None:
-    options = {"run": "runs/demo", "suite": "quick", "budgets": "1.0", "out": ""}
-    given = dict(argument.split("=", 1) for argument in arguments)
-    options |= {key: value for key, value in given.items() if key in options}
-    overrides = [f"{key}={value}" for key, value in given.items() if key not in options]
+def main(arguments: list[str]) -> int:
+    own, overrides = split_arguments(arguments, Options)
     torch.set_num_threads(1)
-    row = compare(options["run"], options["suite"], [float(word) for word in options["budgets"].split(",")], overrides)
-    out = Path(options["out"] or ROOT / "benchmarks" / "results" / "suite.json")
+    try:
+        options = parse_options([as_list(argument) for argument in own], Options)
+        row = compare(options.run, options.suite, options.budgets, overrides)
+    except Exception as error:
+        mistake = mistake_of(error)
+        if mistake is None:
+            raise
+        print(f"benchmarks/suite.py: {mistake}", file=sys.stderr)
+        return 2
     versions = {name: version(name) for name in ("torch", "numpy")}
-    write_results(out, {"cores": os.cpu_count()}, versions, seed=0, rows=[row])
+    write_results(Path(options.out), {"cores": os.cpu_count()}, versions, seed=0, rows=[row])
+    print(row["model"])
     print(f"{row['name']}: suite {row['ours']} s, separate {row['peer']} s, {row['ratio']}x (bar {BAR}x)")
     print(
         f"greatest difference of a score {row['greatest_difference']:.1e}; {row['rows_taken']} rows taken from memory"
     )
+    return 0
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

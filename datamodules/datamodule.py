@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pytorch_lightning import LightningDataModule
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, DistributedSampler
 
 from datamodules.augment import BevAugmentation, ImageAugmentation
 from datamodules.fault_stages import FaultStage, StagedFaults
@@ -135,8 +135,13 @@ class NuScenesDataModule(LightningDataModule):
         return loader
 
     def val_dataloader(self) -> DataLoader:
-        """Clean validation batches."""
-        return self.evaluation_loader(self.val_split)
+        """Clean validation batches; of several ranks each gets its part, made equally long by samples seen twice."""
+        loader = self.evaluation_loader(self.val_split)
+        num_ranks = 1 if self.trainer is None else self.trainer.world_size
+        if num_ranks == 1:
+            return loader
+        own = DistributedSampler(loader.dataset, num_ranks, self.trainer.global_rank, shuffle=False)
+        return sample_loader(loader.dataset, self.num_workers, batch_size=self.eval_batch_size, sampler=own)
 
     def evaluation_loader(
         self, split: str, corruptor: Corruptor | None = None, batch_size: int | None = None

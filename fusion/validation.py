@@ -159,7 +159,9 @@ class QuickPrecision(Metric):
         """Add samples; both in the same frame."""
         sample, seen = labels.sample.cpu().numpy(), labels.num_points.cpu().numpy() > 0
         center_m, label = labels.center_m.cpu().numpy(), labels.label.cpu().numpy()
-        self.num_labels += torch.bincount(torch.from_numpy(label[seen]), minlength=_NUM_CLASSES).to(self.device)
+        counts = torch.bincount(torch.from_numpy(label[seen]), minlength=_NUM_CLASSES).to(self.device)
+        # Not in place: a validation in inference mode leaves a tensor that may not be changed.
+        self.num_labels = self.num_labels + counts
         for row, boxes in enumerate(detections):
             chosen = (sample == row) & seen
             hit = hits(boxes, center_m[chosen, :2], label[chosen], self.distance_m)

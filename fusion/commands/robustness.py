@@ -15,7 +15,7 @@ for what cells compute alike, samples_gb=2 for samples as read and prepared; 0 f
 built only where allow names it (docs/robustness.md).
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from fusion.commands.compose import parse_options, split_arguments
 
@@ -63,6 +63,8 @@ def run(arguments: list[str]) -> int:
         console.print(robustness_table(result.cells, title=name if len(options.run) > 1 else "Robustness"))
         if result.num_skipped:
             console.print(f"{result.num_skipped} of {len(result.cells)} cells were there already")
+        if result.left_out:
+            console.print(result.left_out, markup=False, highlight=False, soft_wrap=True)
     if len(results) > 1:
         console.print(comparison_table(dict(zip(options.run, [result.cells for result in results], strict=True))))
     return max(result.exit_code for result in results)
@@ -79,15 +81,17 @@ def run_suite(options: Options, overrides: list[str], console, name: str = "", b
 
     Returns None in a process that only runs its share for another one.
     """
-    from fusion.commands import suite_jobs
-    from fusion.robustness.axes import Share, chosen_scenarios, planned_cells
-    from fusion.robustness.lock import only_writer
-    from fusion.robustness.suite import SuiteOptions, collected, run_scenarios, run_word
+    from fusion.commands import suite_jobs, suite_target
+    from fusion.robustness.axes import chosen_scenarios
+    from fusion.robustness.cell_runner import SuiteOptions
+    from fusion.robustness.suite import check_budgets
 
+    if options.devices < 1 or (options.launcher and options.devices > 1):
+        raise ValueError(f"expected devices of at least 1, and launcher= without it, got devices={options.devices}")
     name = name or options.run[0]
-    target = suite_jobs.opened_target(options, overrides, name)
+    target = suite_target.opened_target(options, overrides, name)
     scenarios = chosen_scenarios(options.suite or target.suite, options.scenarios, options.faults, options.severities)
-    planned = planned_cells(scenarios, options.budgets, options.policy)
+    check_budgets(target.model, options.budgets)
     if options.regret and target.plan_source is not None:
         raise ValueError("expected a run whose router was trained for regret=true, got a fixed route; leave it out")
     suite_options = SuiteOptions(
@@ -98,38 +102,17 @@ def run_suite(options: Options, overrides: list[str], console, name: str = "", b
         regret=options.regret,
         settings=target.settings,
     )
-
-    def work(share: Share):
-        with suite_jobs.progress_bar(console) as progress:
-            return run_scenarios(
-                target.model,
-                target.data,
-                target.scorer,
-                scenarios,
-                options.budgets,
-                target.folder,
-                progress,
-                replace(suite_options, share=share),
-            )
-
-    word = run_word(target.model, target.data, target.scorer, target.folder, target.settings)
-
+    work = suite_jobs.Work(target, scenarios, tuple(options.budgets), suite_options, console)
     if options.share:
-        work(suite_jobs.share_named(options.share))
+        work.run(suite_jobs.share_named(options.share))
         return None
     if options.launcher:
-        with only_writer(target.folder):
-            suite_jobs.launch(options, overrides, name)
-            result = collected(target.folder, word, planned)
+        result = suite_jobs.launched(work, options, overrides, name)
     elif options.devices > 1:
-        ranks = suite_jobs.Ranks(options.devices, target.device)
-        with only_writer(target.folder) if ranks.rank == 0 else suite_jobs.nothing():
-            work(Share(ranks.rank, options.devices))
-            ranks.wait()
-            result = collected(target.folder, word, planned) if ranks.rank == 0 else None
+        result = suite_jobs.on_devices(work, options.devices)
         if result is None:
             return None
     else:
-        result = work(Share())
-    suite_jobs.keep(target, result, scenarios, baseline)
+        result = work.run()
+    suite_target.keep(target, result, scenarios, baseline)
     return result

@@ -1,79 +1,77 @@
-"""What a suite runs on: the opened run or foreign detector, and the processes and jobs that share its cells."""
+"""Who runs the cells of a suite: this process, several on this machine, or jobs of a Hydra launcher."""
 
-import importlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
-from fusion.commands.compose import compose, config_folder, instantiate
+from fusion.commands.compose import config_folder
+from fusion.commands.suite_target import Target
 
 LAUNCHERS = ("joblib", "submitit_local", "submitit_slurm", "ray")
-nothing = nullcontext
 
 
 @dataclass(frozen=True, eq=False)
-class Target:
-    """What is scored, on what, and where the cells are written."""
+class Work:
+    """A suite on a target, to be run in one piece or in shares.
 
-    folder: Path
-    model: object
-    data: object
-    scorer: object
-    suite: str
-    device: object
-    plan_source: object = None
-    settings: str = ""
-
-
-def opened_target(options, overrides: list[str], name: str) -> Target:
-    """A trained run, or a detector from elsewhere on the data that the overrides name.
-
-    Raises:
-        ValueError: a detector that is not allowed by name, or that cannot be built.
+    Attributes:
+        options: a ``SuiteOptions``; its share is set by whoever runs it.
+        console: shows progress.
     """
-    from fusion.commands.runs import device_named, open_run
-    from fusion.scoring.scorer import Scorer
 
-    device = device_named(options.device)
-    if options.detector:
-        config = compose(overrides)
-        model, data, plan_source = foreign(options.detector, options.allow), instantiate(config.data), None
-        folder = Path(name)
-    else:
-        opened = open_run(Path(name), overrides, options.allow)
-        config, model, data = opened.config, opened.model, opened.data
-        plan_source, folder = opened.plan_source, opened.directory.path
-    split = options.split or config.data.val_split
-    data.frames(split)
-    scorer = Scorer(config.data.root, config.data.version, split)
-    # Those of the data have an influence by what the data then are: part of what cells are known by, too.
-    changed = " ".join(sorted(one for one in overrides if not one.lstrip("+~").startswith("data.")))
-    return Target(folder, model.to(device), data, scorer, config.suite, device, plan_source, changed)
+    target: Target
+    scenarios: Sequence
+    budgets: tuple[float, ...]
+    options: object
+    console: object
 
+    @cached_property
+    def planned(self) -> list:
+        """All its cells, in order."""
+        from fusion.robustness.axes import planned_cells
 
-def foreign(detector: str, allowed: list[str]):
-    """A detector of somebody else's, around which the suite can run.
+        return planned_cells(self.scenarios, self.budgets, self.options.policies)
 
-    Raises:
-        ValueError: it is not allowed by name, there is no such class, or it has no ``detect``.
-    """
-    from fusion.robustness.detector import ForeignModel
+    @cached_property
+    def word(self) -> str:
+        """What its cells are known by."""
+        from fusion.robustness.run_word import run_word
 
-    if detector not in allowed:
-        raise ValueError(
-            f"expected leave to run {detector}, which is code from outside dynfusion; add allow={detector}"
-        )
-    module, _, name = detector.rpartition(".")
-    sys.path.insert(0, "")
-    try:
-        kind = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"expected a class that can be imported as detector={detector}, got: {error}") from None
-    finally:
-        sys.path.pop(0)
-    return ForeignModel(kind())
+        target = self.target
+        return run_word(target.model, target.data, target.scorer, target.folder, target.settings)
+
+    def run(self, share=None):
+        """All cells, or those of a share, while somebody else holds the folder's lock."""
+        from fusion.robustness.suite import run_scenarios
+
+        target, options = self.target, replace(self.options, share=share)
+        with progress_bar(self.console) as progress:
+            return run_scenarios(
+                target.model,
+                target.data,
+                target.scorer,
+                self.scenarios,
+                self.budgets,
+                target.folder,
+                progress,
+                options,
+            )
+
+    def before(self):
+        """What the folder holds already."""
+        from fusion.robustness.results import cells_before
+
+        return cells_before(self.target.folder, self.word, self.options.regret)
+
+    def collected(self, before):
+        """All cells after the shares have ended; those that were there before count as skipped."""
+        from fusion.robustness.results import collected
+
+        result = collected(self.target.folder, self.word, self.planned, self.options.regret)
+        return replace(result, num_skipped=before.num_done(self.planned, self.word), left_out=before.left_out)
 
 
 @contextmanager
@@ -117,6 +115,11 @@ class Ranks:
         self._fabric.launch()
 
     @property
+    def device(self):
+        """Of this process."""
+        return self._fabric.device
+
+    @property
     def rank(self) -> int:
         return self._fabric.global_rank
 
@@ -125,32 +128,65 @@ class Ranks:
         self._fabric.barrier()
 
 
+def on_devices(work: Work, count: int):
+    """The suite in ``count`` processes; None in those that only help the first."""
+    from fusion.robustness.axes import Share
+    from fusion.robustness.lock import only_writer
+
+    before = work.before()
+    ranks = Ranks(count, work.target.device)
+    work.target.model.to(ranks.device)
+    with only_writer(work.target.folder) if ranks.rank == 0 else nullcontext():
+        work.run(Share(ranks.rank, count))
+        ranks.wait()
+        return work.collected(before) if ranks.rank == 0 else None
+
+
+def launched(work: Work, options, overrides: list[str], name: str):
+    """The suite in jobs of a launcher; none is started where all cells are there.
+
+    Raises:
+        ValueError: as ``check_launcher``.
+    """
+    from fusion.robustness.lock import only_writer
+
+    check_launcher(options.launcher, options.jobs)
+    with only_writer(work.target.folder):
+        before = work.before()
+        if before.num_done(work.planned, work.word) < len(work.planned):
+            launch(options, overrides, name)
+        return work.collected(before)
+
+
+def check_launcher(launcher: str, num_jobs: int) -> None:
+    """Raises ValueError for an unknown launcher, one whose plugin is not installed, or no jobs."""
+    if launcher not in LAUNCHERS:
+        raise ValueError(f"expected launcher to be one of {', '.join(LAUNCHERS)}, got '{launcher}'")
+    if num_jobs < 1:
+        raise ValueError(f"expected jobs of at least 1, got {num_jobs}")
+    plugin = launcher.partition("_")[0]
+    if not has_plugin(plugin):
+        raise ValueError(f"expected Hydra's plugin for launcher={launcher}; pip install hydra-{plugin}-launcher")
+
+
 def launch(options, overrides: list[str], name: str) -> None:
     """Run the shares as jobs of a Hydra launcher and wait for them.
 
-    Raises:
-        ValueError: an unknown launcher; its plugin is not installed.
+    Hydra prints why a job ended before its time, and would end this process, too: its cells tell of it instead.
     """
     import hydra
     from hydra.core.global_hydra import GlobalHydra
 
-    if options.launcher not in LAUNCHERS:
-        raise ValueError(f"expected launcher to be one of {', '.join(LAUNCHERS)}, got '{options.launcher}'")
-    if options.jobs < 1:
-        raise ValueError(f"expected jobs of at least 1, got {options.jobs}")
-    plugin = options.launcher.partition("_")[0]
-    if not has_plugin(plugin):
-        raise ValueError(
-            f"expected Hydra's plugin for launcher={options.launcher}; pip install hydra-{plugin}-launcher"
-        )
     shares = ",".join(f"{number}/{options.jobs}" for number in range(1, options.jobs + 1))
-    words = ["dynfusion", "--multirun", f"share={shares}", f"hydra.sweep.dir={Path(name).resolve() / 'jobs'}"]
-    given = [*own_words(options, name), *overrides]
-    before, sys.argv = sys.argv, [*words, f"arguments={_quoted(given)}"]
+    given = _quoted([*own_words(options, name), *overrides])
+    words = ["dynfusion", "--multirun", f"share={shares}", f"jobs={options.jobs}", f"arguments={given}"]
+    before, sys.argv = sys.argv, [*words, f"hydra.sweep.dir={_quoted_word(str(Path(name).resolve() / 'jobs'))}"]
     GlobalHydra.instance().clear()
     folder = str(config_folder() / "jobs")
     try:
         hydra.main(version_base="1.3", config_path=folder, config_name=options.launcher)(run_job)()
+    except SystemExit:
+        pass
     finally:
         sys.argv = before
 
@@ -187,14 +223,8 @@ def has_plugin(name: str) -> bool:
 
 def _quoted(words: list[str]) -> str:
     """A list for Hydra's command line, every word in quotes."""
-    return "[" + ",".join("'" + word.replace("\\", "\\\\").replace("'", "\\'") + "'" for word in words) + "]"
+    return "[" + ",".join(map(_quoted_word, words)) + "]"
 
 
-def keep(target: Target, result, scenarios, baseline) -> None:
-    """Write ``robustness.json`` and the samples that the report shows."""
-    from fusion.report.gallery import save_report_samples
-    from fusion.robustness.summary import summary_of
-    from fusion.run_directory import write_json
-
-    write_json(target.folder / "robustness.json", summary_of(result.cells, baseline))
-    save_report_samples(target.folder, target.data.frames(target.scorer.split), scenarios)
+def _quoted_word(word: str) -> str:
+    return "'" + word.replace("\\", "\\\\").replace("'", "\\'") + "'"

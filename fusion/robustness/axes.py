@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fusion.robustness.cells import CLEAN, ROUTER
+from fusion.robustness.cells import CLEAN, ROUTER, Cell
 from fusion.robustness.policies import POLICIES
 from sensors.faults.suites import Scenario, suite_named
 
@@ -15,6 +15,19 @@ class Planned:
     scenario: Scenario
     budget: float
     policy: str = ROUTER
+
+    def blank(self, word: str, seen_in_training: str | None = None) -> Cell:
+        """The cell as far as it is known before it runs, under a word of ``run_word``."""
+        scenario = self.scenario
+        return Cell(
+            scenario.name,
+            steps_of(scenario),
+            scenario.seed,
+            self.budget,
+            word,
+            seen_in_training=seen_in_training,
+            policy=self.policy,
+        )
 
 
 @dataclass(frozen=True)
@@ -107,6 +120,20 @@ def chosen_scenarios(
         asked = ", ".join([*names, *faults, *map(str, severities)])
         raise ValueError(f"expected filters that let scenarios of {suite} through, got {asked}: none fits all of them")
     return chosen
+
+
+def steps_of(scenario: Scenario) -> tuple[dict, ...]:
+    """A scenario's faults as plain values."""
+    return tuple(
+        {
+            "fault": fault.name,
+            "level": level,
+            "unit": fault.unit,
+            "family": fault.family,
+            "channels": None if fault.channels is None else list(fault.channels),
+        }
+        for fault, level in scenario.steps
+    )
 
 
 def words_of(scenario: Scenario) -> set[str]:

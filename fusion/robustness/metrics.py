@@ -142,26 +142,6 @@ def gate_calibration(weight: Float[np.ndarray, "n"], sound: Bool[np.ndarray, "n"
     return calibration_of(weight, sound, num_bins)
 
 
-def oracle_regret(
-    chosen_loss: Float[np.ndarray, "n"],
-    losses: Float[np.ndarray, "n r"],
-    costs: Float[np.ndarray, "n r"] | Float[np.ndarray, "r"],
-    budget: float,
-) -> float:
-    """Mean of the chosen route's loss minus the least loss of the routes within the budget.
-
-    Args:
-        losses, costs: of every route on every sample; costs in the budget's unit.
-
-    Raises:
-        ValueError: a sample has no route within the budget.
-    """
-    within = np.broadcast_to(np.asarray(costs) <= budget, losses.shape)
-    if not within.any(axis=1).all():
-        raise ValueError(f"expected a route within the budget {budget:g} for every sample, got none; raise the budget")
-    return float((chosen_loss - np.where(within, losses, np.inf).min(axis=1)).mean())
-
-
 def frames_until(reached: Bool[np.ndarray, "t"], start: int, hold: int = 1) -> int | None:
     """Frames from ``start`` until something holds for ``hold`` frames on end; 0 if at once, None if never.
 

@@ -8,7 +8,8 @@ import torch
 from datamodules.datamodule import NuScenesDataModule
 from fusion.commands.suite_jobs import Ranks
 from fusion.robustness.axes import Share
-from fusion.robustness.suite import SuiteOptions, run_scenarios
+from fusion.robustness.cell_runner import SuiteOptions
+from fusion.robustness.suite import run_scenarios
 from fusion.scoring.scorer import Scorer
 from sensors.faults.suites import Scenario, suite_named
 from tests.fusion.remembering_model import RememberingModel

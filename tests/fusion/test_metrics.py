@@ -145,16 +145,6 @@ def test_calibration_by_hand():
     assert metrics.gate_calibration(confidence, came_true).expected_error == calibration.expected_error
 
 
-def test_regret_by_hand():
-    losses = np.array([[5.0, 2.0, 1.0], [3.0, 4.0, 0.0]])
-    costs = np.array([0.2, 0.5, 1.0])
-    # Within half the budget the oracle has 2 and 3.
-    assert metrics.oracle_regret(np.array([5.0, 4.0]), losses, costs, 0.5) == pytest.approx((3 + 1) / 2)
-    assert metrics.oracle_regret(np.array([1.0, 0.0]), losses, costs, 1.0) == 0
-    with pytest.raises(ValueError, match="route within the budget"):
-        metrics.oracle_regret(np.array([5.0, 4.0]), losses, costs, 0.1)
-
-
 def test_frames_to_react():
     let_go = np.array([False, False, True, False, True, True, True])
     assert metrics.frames_until(let_go, start=1) == 1

@@ -8,9 +8,13 @@ from pathlib import Path
 import pytest
 
 from fusion.commands.robustness import Options, as_list
-from fusion.commands.suite_jobs import foreign, has_plugin, launch, own_words, share_named
+from fusion.commands.suite_jobs import check_launcher, has_plugin, own_words, share_named
+from fusion.commands.suite_target import foreign
 from fusion.robustness.axes import planned_cells
-from fusion.robustness.suite import collected, run_scenarios, run_word
+from fusion.robustness.cells import read_cells
+from fusion.robustness.results import collected
+from fusion.robustness.run_word import changed_parts, run_word
+from fusion.robustness.suite import run_scenarios
 from fusion.scoring.scorer import Scorer
 from tests.fusion.remembering_model import RememberingModel, scorable_small_set
 from tests.fusion.suite_ranks import BUDGETS, SCENARIOS, set_in
@@ -29,9 +33,11 @@ def test_two_processes_give_the_numbers_of_one(tmp_path):
     assert {path.name for path in (tmp_path / "two").glob("rank-*")} == {"rank-0", "rank-1"}
     model = RememberingModel()
     whole = run_scenarios(model, data, scorer, SCENARIOS, BUDGETS, tmp_path / "one")
-    word = run_word(model, data, scorer, tmp_path / "two")
+    (word,) = {cell.run for cell in read_cells(tmp_path / "two" / "robustness.jsonl")}
+    # Sources may be edited while tests run; everything else must be the same in all processes.
+    assert set(changed_parts(word, run_word(model, data, scorer, tmp_path / "one"))) <= {"code"}
     joined = collected(tmp_path / "two", word, planned_cells(SCENARIOS, BUDGETS))
-    assert [cell.key for cell in joined.cells] == [cell.key for cell in whole.cells]
+    assert [cell.title for cell in joined.cells] == [cell.title for cell in whole.cells]
     for one, two in zip(whole.cells, joined.cells, strict=True):
         assert one.error is None
         assert (one.metrics, one.gflops, one.inputs) == (two.metrics, two.gflops, two.inputs)
@@ -64,7 +70,9 @@ def test_a_strangers_code_runs_only_by_name():
 
 def test_launchers_are_named_and_installed():
     with pytest.raises(ValueError, match="expected launcher to be one of joblib"):
-        launch(Options(run=["a"], launcher="cron"), [], "a")
+        check_launcher("cron", 2)
+    with pytest.raises(ValueError, match="expected jobs of at least 1, got 0"):
+        check_launcher("joblib", 0)
     if not has_plugin("ray"):
         with pytest.raises(ValueError, match="pip install hydra-ray-launcher"):
-            launch(Options(run=["a"], launcher="ray"), [], "a")
+            check_launcher("ray", 2)

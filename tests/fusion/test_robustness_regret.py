@@ -9,9 +9,10 @@ import torch
 from datamodules.datamodule import NuScenesDataModule
 from fusion.efficiency.budget_run import study_budgets
 from fusion.efficiency.budget_study import Measured, StudySettings
+from fusion.robustness.cell_runner import SuiteOptions
 from fusion.robustness.cells import read_cells
 from fusion.robustness.regret import Regrets, route_regret
-from fusion.robustness.suite import SuiteOptions, run_scenarios
+from fusion.robustness.suite import run_scenarios
 from fusion.robustness.summary import summary_of
 from fusion.scoring.scorer import Scorer
 from sensors.faults.suites import Scenario

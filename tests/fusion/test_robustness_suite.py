@@ -8,10 +8,13 @@ import torch
 
 from datamodules.datamodule import NuScenesDataModule
 from fusion.robustness.axes import Share, planned_cells
+from fusion.robustness.cell_runner import SuiteOptions
 from fusion.robustness.cells import newest_cells, read_cells
 from fusion.robustness.detector import ForeignModel
+from fusion.robustness.results import collected
 from fusion.robustness.reuse import EncoderReuse
-from fusion.robustness.suite import SuiteOptions, collected, run_scenarios, run_word
+from fusion.robustness.run_word import run_word
+from fusion.robustness.suite import run_scenarios
 from fusion.scoring.evaluate import evaluate_model
 from fusion.scoring.scorer import Scorer
 from sensors.faults.suites import Scenario, suite_named

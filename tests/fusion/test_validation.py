@@ -7,14 +7,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 
+from fusion.heads.center import CENTERPOINT_GROUPS
+from fusion.heads.targets import center_targets
 from fusion.scoring.metrics import Metrics
 from fusion.scoring.table import joined
+from fusion.stages import Stage
+from fusion.task import FusionTask
+from fusion.trainer import build_trainer
 from fusion.validation import DetectionScores, QuickPrecision, _key, _label_table
 from sensors.boxes import DETECTION_NAMES, Boxes
 from tests.fusion.devkit_oracle import no_boxes, official, split_of
 from tests.fusion.random_batch import random_batch
+from tests.fusion.remembering_model import scorable_small_set
+from tests.fusion.test_decode import perfect_output
+from tests.fusion.toy_model import ToyModel
 
 
 def scene(seed: int):
@@ -186,3 +195,59 @@ def test_two_ranks_equal_one(tmp_path):
         metrics, values = json.loads((tmp_path / f"{rank}.json").read_text())
         assert Metrics.from_json(metrics) == whole.metrics()
         assert values == {"map": pytest.approx(whole.metrics().mean_ap), "nds": pytest.approx(whole.metrics().nds)}
+
+
+class RememberingToy(ToyModel):
+    """Knows the labels, with errors that are each sample's own and scores of which many are equal."""
+
+    def forward(self, batch, budget=1.0, plan=None, execution="sparse"):
+        output = super().forward(batch, budget, plan, execution)
+        head = perfect_output(center_targets(batch.boxes, len(batch), self.head.grid), CENTERPOINT_GROUPS)
+        head.velocity.nan_to_num_()
+        for row, token in enumerate(batch.tokens):
+            draw = np.random.default_rng(abs(_key(token))).normal(0, 1, 4).astype(np.float32)
+            head.offset[row] += 0.12 * float(draw[0])
+            head.log_size[row] += 0.1 * float(draw[1])
+            head.velocity[row] += float(draw[2])
+            if draw[3] > 0:
+                head.heatmap[row] -= 1.0
+        return replace(output, head=head)
+
+
+class KeepScores(pl.Callback):
+    """Writes what this rank has logged, exactly, and how many samples it was given."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.num = folder, 0
+
+    def on_validation_batch_end(self, trainer, pl_module, outputs, batch, *_) -> None:
+        self.num += len(batch)
+
+    def on_validation_end(self, trainer, pl_module) -> None:
+        values = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        content = json.dumps({"num_samples": self.num, **values})
+        (self.folder / f"rank-{trainer.global_rank}-of-{trainer.world_size}.json").write_text(content)
+
+
+def test_a_two_rank_trainer_validates_as_one_process_does(tmp_path, monkeypatch):
+    """Seven samples over two ranks: each gets four, so one sample is seen twice."""
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    data = scorable_small_set(tmp_path / "small")
+    torch.manual_seed(0)
+    task = FusionTask(RememberingToy(), (Stage("all", 1.0, route="full"),))
+    for devices, strategy in ((1, "auto"), (2, "ddp_fork")):
+        trainer = build_trainer(
+            tmp_path / str(devices),
+            callbacks=[KeepScores(tmp_path)],
+            accelerator="cpu",
+            devices=devices,
+            strategy=strategy,
+        )
+        trainer.validate(task, datamodule=data, verbose=False)
+    names = ("0-of-1", "0-of-2", "1-of-2")
+    one, *ranks = (json.loads((tmp_path / f"rank-{name}.json").read_text()) for name in names)
+    assert one["num_samples"] == 7
+    assert 0.02 < one["val/nds"] < 0.9
+    for rank in ranks:
+        assert rank["num_samples"] == 4
+        assert (rank["val/map"], rank["val/nds"]) == (one["val/map"], one["val/nds"])

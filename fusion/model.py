@@ -127,7 +127,7 @@ class FusionModel(nn.Module):
         decided = plan is not None
         is_capped = is_capped if is_capped is not None else not (self.training or decided)
         if self.shared_budget is not None and not self.training:
-            budget = self.shared_budget.set(self, None if decided else budget)
+            budget = self.shared_budget.set(self, None if decided else budget, batch.tokens)
             if budget is None and not decided:
                 plan, decided = self.full_plan(batch), True
         plan = plan if decided else self.router(glance_of(batch, available), self.routes, budget)

@@ -1,11 +1,13 @@
 """One budget for router, exits and tokens: what each of them is told so that all together keep it."""
 
+import hashlib
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float64
 from torch import Tensor, nn
 
 from fusion.routing.budget import checked_budget
@@ -28,6 +30,7 @@ class Allocation:
         mean_cost, standard_error: executed share of the full cost on the calibration set.
         loss: mean detection loss there.
         cap: share of the full cost that no sample can exceed, whatever it shows.
+        rich_route_budget, rich_share: bound of the route for this share of the samples, chosen by their tokens.
     """
 
     budget: float
@@ -40,10 +43,24 @@ class Allocation:
     standard_error: float = math.nan
     loss: float = math.nan
     cap: float = 1.0
+    rich_route_budget: float | None = None
+    rich_share: float = 0.0
 
     def exit_thresholds(self, num_early: int) -> tuple[float, ...]:
         """Of ``num_early`` exits: all off where it says nothing of them."""
         return self.thresholds or (math.inf,) * num_early
+
+    def route_budgets(self, tokens: Sequence[str]) -> float | Float64[Tensor, "b"] | None:
+        """Bound of each sample's route, one number where all have the same."""
+        if not self.rich_share:
+            return self.route_budget
+        return torch.where(draws_of(tokens) < self.rich_share, self.rich_route_budget, self.route_budget).double()
+
+
+def draws_of(tokens: Sequence[str]) -> Float64[Tensor, "b"]:
+    """A number in [0, 1) of each sample, evenly spread, from its token alone."""
+    digests = (hashlib.sha256(token.encode()).digest() for token in tokens)
+    return torch.tensor([int.from_bytes(one[:6], "big") / 2**48 for one in digests], dtype=torch.float64)
 
 
 class SharedBudget:
@@ -77,11 +94,14 @@ class SharedBudget:
         place = bisect_right([one.budget for one in self.allocations], budget + 1e-9)
         return self.allocations[place - 1] if place else bounded_route(budget)
 
-    def set(self, model: nn.Module, budget: float | Tensor | None) -> float | None:
-        """Tell exits and tokens; the router's bound, or None for the full route.
+    def set(
+        self, model: nn.Module, budget: float | Tensor | None, tokens: Sequence[str] = ()
+    ) -> float | Float64[Tensor, "b"] | None:
+        """Tell exits and tokens; the router's bound, one for all or one of each sample, or None for the full route.
 
         Args:
             budget: None where the route was decided elsewhere: then nobody leaves early and all tokens take part.
+            tokens: of the samples.
 
         Raises:
             ValueError: a budget outside [b_min, 1], or different budgets in one batch.
@@ -100,7 +120,7 @@ class SharedBudget:
             fitted_part(model.exits.policy).set_table(self.policy_table)
         allocation = self.at(float(asked[0]))
         apply(model, allocation, self.temperatures)
-        return allocation.route_budget
+        return allocation.route_budgets(tokens)
 
     def check(self, model: nn.Module, weights: str) -> None:
         """That it belongs to a model.

@@ -9,9 +9,9 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from fusion.adaptive.allocation import Allocation
+from fusion.adaptive.mixing import as_run, taken
 from fusion.adaptive.observe import Observation
 from fusion.adaptive.search import TECHNIQUES, Candidate, allocated
-from fusion.trunk.exits_calibration import exits_of
 
 TOLERANCE = 0.03
 """Share of the asked mean by which the executed one may differ, where two standard errors are less."""
@@ -53,12 +53,8 @@ class HeldOut:
 
 def executed(observations: Sequence[Observation], allocation: Allocation) -> Float64[Tensor, "n"] | None:
     """What each sample costs under an allocation; None where its setting was not observed."""
-    own = next((one for one in observations if one.setting.belongs_to(allocation)), None)
-    if own is None:
-        return None
-    thresholds = allocation.exit_thresholds(own.scores.shape[1])
-    costs = own.costs_with([threshold < math.inf for threshold in thresholds])
-    return costs.gather(1, exits_of(own.scores, thresholds)[:, None])[:, 0]
+    own = as_run(observations, allocation)
+    return None if own is None else taken(own, allocation)[0]
 
 
 def held_out(

@@ -8,7 +8,7 @@ from jaxtyping import Float64
 from torch import Tensor, nn
 
 from datamodules.batch import Batch
-from fusion.adaptive.allocation import Allocation, apply
+from fusion.adaptive.allocation import Allocation, apply, draws_of
 from fusion.adaptive.reliable import NUM_PEAKS, PeakTable, joined_tables, peak_table
 from fusion.adaptive.settings import Setting, TokenLevel
 from fusion.heads.center import HeadOutput
@@ -31,6 +31,7 @@ class Observation:
         head_costs: of each early exit's head; what is saved where an exit is off.
         merge_cost: of each sample, the merge for the first exit, saved where that exit is off.
         peaks: of every exit.
+        draws: number of each sample, from its token (``allocation.draws_of``); None: its bound cannot be mixed.
     """
 
     setting: Setting
@@ -40,6 +41,7 @@ class Observation:
     head_costs: tuple[float, ...]
     merge_cost: Float64[Tensor, "n"]
     peaks: PeakTable
+    draws: Float64[Tensor, "n"] | None = None
 
     def costs_with(self, is_on: Sequence[bool]) -> Float64[Tensor, "n k"]:
         """Costs where only some of the exits run."""
@@ -52,7 +54,8 @@ class Observation:
     def select(self, rows: Tensor) -> "Observation":
         """Some of the samples."""
         parts = (getattr(self, name)[rows] for name in ("scores", "losses", "costs"))
-        return Observation(self.setting, *parts, self.head_costs, self.merge_cost[rows], self.peaks.select(rows))
+        draws = None if self.draws is None else self.draws[rows]
+        return Observation(self.setting, *parts, self.head_costs, self.merge_cost[rows], self.peaks.select(rows), draws)
 
 
 @dataclass
@@ -87,12 +90,14 @@ def observe(
     """
     rows = {_setting(bound, level): _Rows() for bound in route_budgets for level in levels}
     num_boxes = num_samples = 0
+    tokens: list[str] = []
     shared, model.shared_budget = model.shared_budget, None
     try:
         for done, batch in enumerate(batches, start=1):
             if batch.boxes is None:
                 raise ValueError("expected labels to calibrate on, got a split without any; choose another")
             targets = center_targets(batch.boxes, len(batch), model.head.grid)
+            tokens += batch.tokens
             num_boxes, num_samples = num_boxes + len(targets.sample), num_samples + len(batch)
             with EncoderReuse().applied(model):  # of this batch: no other has its inputs
                 for bound in route_budgets:
@@ -118,6 +123,7 @@ def observe(
             heads,
             torch.cat(own.merges) / full,
             joined_tables(own.peaks),
+            draws_of(tokens),
         )
         for setting, own in rows.items()
     ]

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import torch
 
 from fusion.adaptive.allocation import Allocation, bounded_route
+from fusion.adaptive.mixing import spent_up
 from fusion.adaptive.observe import Observation
 from fusion.trunk.exits_calibration import exits_of
 
@@ -22,10 +23,14 @@ class Candidate:
     Attributes:
         allocation: with the mean cost and loss it had; its ``budget`` is that mean.
         uses: the techniques it makes use of.
+        observed: what it was found on; None: nothing can be mixed with it.
+        richer: the same settings under higher bounds on the route.
     """
 
     allocation: Allocation
     uses: frozenset[str]
+    observed: Observation | None = None
+    richer: tuple[Observation, ...] = ()
 
 
 def candidates(observations: Sequence[Observation], num_levels: int = 41) -> list[Candidate]:
@@ -35,10 +40,19 @@ def candidates(observations: Sequence[Observation], num_levels: int = 41) -> lis
         num_levels: quantiles tried per exit, from everybody (0) to nobody (infinity); fewer with many exits. Steps of
             a few percent of the samples: with coarse ones a budget is kept, but not made use of.
     """
-    return [one for observed in observations for one in _of_setting(observed, num_levels)]
+    return [one for own in observations for one in _of_setting(own, num_levels, _richer(own, observations))]
 
 
-def _of_setting(observed: Observation, num_levels: int) -> list[Candidate]:
+def _richer(own: Observation, observations: Sequence[Observation]) -> tuple[Observation, ...]:
+    """The same settings of the tokens under higher bounds on the route."""
+    bound = own.setting.route_budget
+    if bound is None:
+        return ()
+    same = [one for one in observations if replace(one.setting, route_budget=bound) == own.setting]
+    return tuple(one for one in same if (one.setting.route_budget or 0.0) > bound)
+
+
+def _of_setting(observed: Observation, num_levels: int, richer: tuple[Observation, ...]) -> list[Candidate]:
     num_early = observed.scores.shape[1]
     num_levels = min(num_levels, max(int(_MOST_COMBINATIONS ** (1 / max(num_early, 1))), 3))
     columns = [_levels(observed.scores[:, number], num_levels) for number in range(num_early)]
@@ -47,12 +61,15 @@ def _of_setting(observed: Observation, num_levels: int) -> list[Candidate]:
         own = [[v for v in column if (v < math.inf) == on] for column, on in zip(columns, is_on, strict=True)]
         combinations = list(product(*own))
         if combinations:
-            found += _of_pattern(observed, is_on, combinations)
+            found += _of_pattern(observed, is_on, combinations, richer)
     return found
 
 
 def _of_pattern(
-    observed: Observation, is_on: tuple[bool, ...], combinations: Sequence[tuple[float, ...]]
+    observed: Observation,
+    is_on: tuple[bool, ...],
+    combinations: Sequence[tuple[float, ...]],
+    richer: tuple[Observation, ...],
 ) -> list[Candidate]:
     """Combinations in which the same exits are on, all at once."""
     setting, num_samples = observed.setting, len(observed.scores)
@@ -79,6 +96,8 @@ def _of_pattern(
                 cap=1.0 if setting.route_budget is None else setting.route_budget,
             ),
             frozenset(uses),
+            observed,
+            richer,
         )
         for thresholds, cost, error, loss in zip(combinations, *columns, strict=True)
     ]
@@ -91,6 +110,8 @@ def allocated(
     cap: float = 1.0,
 ) -> Allocation | None:
     """The candidate of least loss that costs at most ``budget`` on average, with some of the techniques.
+
+    What is left of the budget goes into richer routes of some samples, where these lose less (``mixing.spent_up``).
 
     With the router among them the router alone within the budget is always possible, observed or not.
 
@@ -105,8 +126,8 @@ def allocated(
     if not fits:
         return bounded_route(budget) if "router" in techniques else None
     best = min(fits, key=lambda one: (one.allocation.loss, one.allocation.mean_cost))
-    values = {**vars(best.allocation), "budget": float(budget)}
-    return Allocation(**values)
+    own = replace(best.allocation, budget=float(budget))
+    return own if best.observed is None else spent_up(own, best.observed, best.richer, budget, cap)
 
 
 def _levels(scores: torch.Tensor, num_levels: int) -> list[float]:

@@ -20,13 +20,20 @@ def allocation_table(allocations: Sequence[Allocation]) -> Table:
             f"{one.budget:.3f}",
             f"{one.mean_cost:.3f} ± {one.standard_error:.3f}",
             f"{one.cap:.3f}",
-            "full route" if one.route_budget is None else f"{one.route_budget:.3f}",
+            _route(one),
             ", ".join(f"{value:.3f}" for value in one.thresholds) or "none",
             f"{one.token_threshold:.2f}",
             f"{one.view_rate:.2f}",
             f"{one.loss:.3f}",
         )
     return table
+
+
+def _route(one: Allocation) -> str:
+    if one.route_budget is None:
+        return "full route"
+    some = f", {one.rich_share:.0%} {one.rich_route_budget:.3f}" if one.rich_share else ""
+    return f"{one.route_budget:.3f}{some}"
 
 
 def held_out_table(rows: Sequence[HeldOut]) -> Table:

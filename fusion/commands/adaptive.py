@@ -138,11 +138,13 @@ def calibrated_exits(model, batches: list, folds: list[int] | None, say) -> list
 def reported(observations, chosen: list, calibrated: list, halves, folds: list[int] | None, cap: float):
     """What adaptive.json says beside the settings, and the tables to print."""
     from fusion.adaptive.held_out import held_out
+    from fusion.adaptive.mixing import as_run
     from fusion.adaptive.reliable import calibrate_answers
     from fusion.adaptive.tables import allocation_table, held_out_table, reliability_table
 
-    tables = {one.setting: (one.scores, one.peaks) for one in observations}
-    placed = [(next((s for s in tables if s.belongs_to(one)), None), one) for one in chosen]
+    runs = {place: as_run(observations, one) for place, one in enumerate(chosen)}
+    tables = {place: (one.scores, one.peaks) for place, one in runs.items() if one is not None}
+    placed = list(enumerate(chosen))
     answers = calibrate_answers(tables, placed, [one.temperature for one in calibrated])
     report = {"exits": [asdict(one) for one in calibrated], "answers": [asdict(one) for one in answers]}
     shown = [allocation_table(chosen), reliability_table(calibrated, answers, folds is not None)]

@@ -20,7 +20,8 @@ def ablated(opened, batches: list, halves, folds: list[int], options, say) -> li
             if own is None:
                 continue
             # What is set the same runs the same: it is not run again.
-            key = repr([(a.route_budget, a.thresholds, a.token_threshold, a.view_rate) for a in own.values()])
+            names = ("route_budget", "thresholds", "token_threshold", "view_rate", "rich_route_budget", "rich_share")
+            key = repr([[getattr(one, name) for name in names] for one in own.values()])
             if key not in done:
                 done[key] = run_cell(opened.model, batches, folds, own, scorer.score, mix, budget)
             cells.append(replace(done[key], mix="+".join(mix), budget=budget))

@@ -29,12 +29,14 @@ class VitViewEncoder(nn.Module):
         neck_channels: of the two convolutions after the ViT.
         backbone_options: further arguments for timm, e.g. ``{"depth": 4, "embed_dim": 64, "num_heads": 4}``.
         teacher: what the ViT with all its tokens adds to the term ``tokens`` in training; None for nothing.
+        stride: side of a patch, which the data's configuration reads here; None where nobody asks.
 
     Attributes:
         rate: share of its own rate that the token method works at in evaluation, see ``set_rate``.
 
     Raises:
-        ValueError: a backbone that is no plain ViT: its tokens cannot be dropped; or a teacher where none are.
+        ValueError: a backbone that is no plain ViT: its tokens cannot be dropped; a teacher where none are; or
+            a stride that is not the side of its patches.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class VitViewEncoder(nn.Module):
         backbone_options: Mapping | None = None,
         *,
         teacher: TokenTeacher | None = None,
+        stride: int | None = None,
     ):
         super().__init__()
         options = {"num_classes": 0, "dynamic_img_size": True, **(backbone_options or {})}
@@ -66,6 +69,8 @@ class VitViewEncoder(nn.Module):
                 raise ValueError("expected a token method for a teacher, got none; choose one or leave the teacher out")
             teacher.attach(vit)
         self.channels, self.num_depths, self.stride = channels, num_depths, vit.patch_embed.patch_size[0]
+        if stride not in (None, self.stride):
+            raise ValueError(f"expected a stride of {self.stride}, the side of a patch of {backbone}, got {stride}")
         self.neck = nn.Sequential(
             nn.Conv2d(vit.embed_dim, neck_channels, 1),
             group_norm(neck_channels),

@@ -125,6 +125,13 @@ def test_evit_keeps_what_the_class_token_looks_at():
     torch.testing.assert_close(found[torch.arange(3), best], expected, rtol=1e-3, atol=1e-4)
 
 
+def test_a_stride_is_the_side_of_a_patch():
+    """The data's configuration reads it from the model's."""
+    assert encoder(stride=8).stride == 8
+    with pytest.raises(ValueError, match="expected a stride of 8, the side of a patch of vit_tiny_patch16_224, got 16"):
+        encoder(stride=16)
+
+
 def test_evit_wants_a_class_token():
     made = encoder(EVit((1,), 0.5), backbone_options={**OPTIONS, "class_token": False, "global_pool": "avg"})
     with pytest.raises(ValueError, match="class token"):

@@ -94,7 +94,7 @@ def main(arguments: list[str]) -> int:
     own, overrides = split_arguments(arguments, Options)
     torch.set_num_threads(1)
     try:
-        options = parse_options([as_list(argument) for argument in own], Options)
+        options = parse_options([as_list(word) if word.startswith("budgets=") else word for word in own], Options)
         row = compare(options.run, options.suite, options.budgets, overrides)
     except Exception as error:
         mistake = mistake_of(error)

@@ -48,7 +48,7 @@ ONLY_FOR = {
     "bench-adaptive": ({"tiny_adaptive"}, "exit"),
     "sample-weights": ({"tiny_adaptive", "tiny_exits"}, "exit"),
     "two-stage-exits": ({"tiny_adaptive", "tiny_exits"}, "exit"),
-    "views": ({"tiny", "tiny_adaptive", "tiny_exits"}, "class_channels"),
+    "views": ({"tiny", "tiny_adaptive", "tiny_exits"}, "class_channels|cameras.encoder.laterals"),
 }
 """Stages that train parts which only some models have, and what the refusal of the others names."""
 

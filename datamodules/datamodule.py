@@ -180,9 +180,11 @@ class NuScenesDataModule(LightningDataModule):
         """Let the stages of training say how much of the injector's plan acts, in training loaders built from now on.
 
         Raises:
-            ValueError: a stage wants some of the plan, and there is none, or a corruptor that is no FaultInjector.
+            ValueError: a stage wants some of the plan, and there is none, or a corruptor that is no FaultInjector and
+                cannot be kept from acting either.
         """
-        asking = next((stage.name for stage in stages if stage.asks), None)
+        wants = "asks" if self.injector is None else "changes"
+        asking = next((stage.name for stage in stages if getattr(stage, wants)), None)
         if asking is not None and not isinstance(self.injector, FaultInjector):
             found = "none" if self.injector is None else type(self.injector).__name__
             raise ValueError(

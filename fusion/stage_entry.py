@@ -46,7 +46,8 @@ class StageEntry:
         router = self.model.router
         # A router that stands still decides as it will at evaluation, without noise: the others learn for its routes.
         router.train(any(parameter.requires_grad for parameter in router.parameters()))
-        router.relaxation.temperature = self.curriculum.temperature(progress)
+        if self._own is not None:
+            router.relaxation.temperature = self.curriculum.temperature(progress)
         return stage
 
     def settle(self) -> None:

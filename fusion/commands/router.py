@@ -6,8 +6,9 @@ at budgets from the least to 1. Nothing else of the model moves. Writes RUN2, a 
 new router (router.json holds what it was taught from), and prints mean losses on every second scene, fitted to the
 others: before, after, of one route for all, and of each sample's best route.
 
-faults=training lets the sensors fail as at the end of training, faults=none leaves them whole, any other name is one of
-configs/faults (such as mixture). samples=0 takes the whole split. learning_rate=0.003, seed=0.
+faults=training lets the sensors fail as the plan of the training's faults says at its end, faults=none leaves them
+whole, any other name is one of configs/faults (such as mixture). samples=0 takes the whole split. learning_rate=0.003,
+seed=0.
 """
 
 import copy
@@ -43,6 +44,9 @@ def run(arguments: list[str]) -> int:
 
     own, overrides = split_arguments(arguments, Options)
     options = parse_options(own, Options)
+    other = next((one for one in overrides if not one.startswith("data.")), None)
+    if other is not None:
+        raise ValueError(f"expected settings of the command or of data, got '{other}': the new run keeps all others")
     if not options.run or not options.out or options.samples < 0:
         raise ValueError("expected run=RUN out=NEW_FOLDER [samples=N]; see dynfusion router --help")
     target = RunDirectory(Path(options.out))
@@ -100,15 +104,18 @@ def faults_named(name: str, opened):
             "expected a run that was trained with faults for faults=training, got one without; give faults=mixture, "
             "another name of configs/faults, or faults=none"
         )
-    return opened.data.injector
+    return opened.corruptor(True)
 
 
 def evenly(loader, most: int, num_workers: int):
     """A loader of single samples with at most so many of them, evenly spaced; 0 for all. Others are not read."""
+    import numpy as np
+
     from datamodules.loader import sample_loader
 
-    step = 1 if most == 0 else max(1, -(-len(loader.dataset) // most))
-    return sample_loader(loader.dataset, num_workers, batch_size=1, sampler=range(0, len(loader.dataset), step))
+    count = len(loader.dataset)
+    rows = np.linspace(0, count - 1, min(most, count) if most else count).round().astype(int).tolist()
+    return sample_loader(loader.dataset, num_workers, batch_size=1, sampler=rows)
 
 
 def with_new_router(model, node, seed: int):

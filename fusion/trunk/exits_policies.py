@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+# Configurations of runs from before name these two here.
+from fusion.trunk.exits_fitted import ClassWise, ConformalSets  # noqa: F401
 from fusion.trunk.exits_peaks import Peaks, certainty, confidence, energy, gate_features, margin, matched_shift_m
 
 History = Sequence[Peaks | None]

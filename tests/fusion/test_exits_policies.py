@@ -164,3 +164,10 @@ def test_one_protocol(policy):
     assert together.shape == (2,)
     alone = policy([both.select(torch.tensor([1])), both.select(torch.tensor([1]))])
     torch.testing.assert_close(together[1:], alone)
+
+
+def test_runs_from_before_still_find_the_policies_that_are_fitted():
+    from fusion.trunk import exits_fitted, exits_policies
+
+    assert exits_policies.ClassWise is exits_fitted.ClassWise
+    assert exits_policies.ConformalSets is exits_fitted.ConformalSets

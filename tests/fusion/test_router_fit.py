@@ -121,7 +121,7 @@ def test_the_command_writes_a_run_with_a_new_router_alone(run_dir, tmp_path, cap
     assert moved
     assert all(name.startswith("router.") for name in moved)
     about = json.loads((out / "router.json").read_text())
-    assert (about["samples"], about["steps"], about["faults"], len(about["held_out"])) == (4, 3, "training", 5)
+    assert (about["samples"], about["steps"], about["faults"], len(about["held_out"])) == (5, 3, "training", 5)
     assert main(["router", f"run={run_dir}", f"out={out}"]) == 2
     assert "expected a new folder" in capsys.readouterr().err
 
@@ -130,6 +130,7 @@ def test_the_command_writes_a_run_with_a_new_router_alone(run_dir, tmp_path, cap
     ("extra", "message"),
     [
         (["steps=0"], "expected steps and batch_size of at least 1"),
+        (["model.router.floor=[LIDAR]"], "the new run keeps all others"),
         (["samples=-1"], "expected run=RUN out=NEW_FOLDER"),
         (["faults=nonsense"], "nonsense"),
     ],

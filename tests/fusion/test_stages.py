@@ -214,6 +214,7 @@ def test_relaxations_that_do_not_fit_are_one_line():
     model.router.relaxation = Learning()
     with pytest.raises(ValueError, match="got Learning"):
         StageEntry(model, Curriculum([Stage("a", relaxation=GumbelStraightThrough(), **learned)]))
+    assert StageEntry(model, Curriculum([Stage("a", 1.0)])).enter(0.0).name == "a"  # a route that needs none
     StageEntry(model, Curriculum([Stage("a", **learned)]))
     del model.router.relaxation
     with pytest.raises(ValueError, match="stage 'a': expected a router with a relaxation.*got Router without"):

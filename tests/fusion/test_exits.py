@@ -247,6 +247,28 @@ def test_equilibrium_in_the_model_is_the_mean_of_heads_and_trunk():
     torch.testing.assert_close(grads[True, "last"], grads[False, "last"] / 2)
 
 
+def test_equilibrium_of_three_exits_by_hand():
+    """The first map is multiplied by 1/3 before its head and by 2 after it, the second one by 1/2 and by 1.
+
+    Early head: 1/3. Second head and the last one: 1/3 * 2 * 1/2. The neck reads the first map past the second exit:
+    its lateral is silenced here, so that all of the last answer comes by the second map.
+    """
+    grads = {}
+    for equilibrium in (False, True):
+        model = exit_model((0, 1), equilibrium=equilibrium).train()
+        torch.nn.init.zeros_(model.trunk.laterals[0].weight)
+        for number in range(3):
+            bev = torch.rand(2, 12, 16, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
+            walk = model.exits.start(ExecutionTrace(2), bev.device, masked=False)
+            _, run_ = model.exits(bev, model.trunk, model.head, walk)
+            run_.outputs[number].heatmap.square().sum().backward()
+            grads[equilibrium, number] = bev.grad
+    for number, share in enumerate((1 / 3, (2 / 3) * (1 / 2), (2 / 3) * (1 / 2))):
+        plain = grads[False, number]
+        assert bool(plain.any())
+        torch.testing.assert_close(grads[True, number], plain * share, rtol=1e-4, atol=1e-6 * float(plain.abs().max()))
+
+
 def test_boosting_by_hand():
     """F1 = 0.5 * 1 = 0.5, F2 = 2 (2 + 0.5) = 5, F3 = 3 (4 + 5) = 27; only o_k has a gradient in F_k: rho_k."""
     said = [_constant(value) for value in (1.0, 2.0, 4.0)]

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from fusion.report.gallery import load_sample_detections
 from fusion.robustness.cells import Cell, append_cell, newest_cells, read_cells
+from fusion.robustness.lock import only_writer
 from fusion.robustness.metrics import mean_resilience, resilience
 from fusion.robustness.seen import seen_in_training, trained_faults
 from fusion.robustness.suite import run_scenarios
@@ -171,6 +172,39 @@ def test_an_interruption_loses_the_running_cell_only(finished, data, scorer, tmp
     written = (tmp_path / "robustness.jsonl").read_text().splitlines()
     assert len(written) == 4
     assert json.loads(written[3])["metrics"] == json.loads(lines[3])["metrics"]
+
+
+class Interrupted(RememberingModel):
+    """Somebody presses Ctrl-C in the third cell, after the first of its four batches."""
+
+    def forward(self, *args, **options):
+        if len(self.executions) == 2 * 4 + 1:
+            raise KeyboardInterrupt
+        return super().forward(*args, **options)
+
+
+def test_ctrl_c_keeps_every_cell_that_was_done(data, scorer, tmp_path):
+    """Cells are in the file when they end, not when the suite does; the folder is free for the next suite."""
+    path = tmp_path / "robustness.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        run_scenarios(Interrupted(), data, scorer, (WITHOUT_LIDAR,), (1.0, 0.3), tmp_path)
+    text = path.read_text()
+    assert text.endswith("\n")
+    done = [json.loads(line) for line in text.splitlines()]
+    assert [(line["scenario"], line["budget"]) for line in done] == [("clean", 1.0), ("clean", 0.3)]
+    assert all(line["metrics"] is not None for line in done)
+    with only_writer(tmp_path):
+        pass
+    assert (tmp_path / "robustness.lock").read_text() == ""
+    model = RememberingModel()
+    again = run_scenarios(model, data, scorer, (WITHOUT_LIDAR,), (1.0, 0.3), tmp_path)
+    assert again.num_skipped == 2
+    assert len(model.executions) == 2 * 4
+    assert path.read_text().startswith(text)
+    assert [(cell.scenario, cell.budget) for cell in read_cells(path)[2:]] == [
+        ("camera+radar", 1.0),
+        ("camera+radar", 0.3),
+    ]
 
 
 def test_other_weights_or_settings_are_not_mixed_in(finished, data, scorer, tmp_path):

@@ -210,6 +210,11 @@ def test_halting_by_hand():
     out = method(blocks, torch.zeros(1, 2, 2), 0)
     assert out[0, 0, 1].item() == pytest.approx(0.5 * 1 + 0.4 * 2 + 0.1 * 3)
     assert method.last_ponder.item() == pytest.approx(3.1)
+    # dy/dbeta: h' = h (1 - h) is 0.25 and 0.24, and what is missing to 1 falls by both, so
+    # 0.25 (x1 - x3) + 0.24 (x2 - x3) = 0.25 (1 - 3) + 0.24 (2 - 3) = -0.74.
+    out[0, 0, 1].backward(retain_graph=True)
+    assert method.beta.grad.item() == pytest.approx(-0.74, rel=1e-4)
+    method.beta.grad = None
     method.last_ponder.backward()
     # d ponder / d beta = d (1 - h1 - h2) / d beta = -(0.25 + 0.24).
     assert method.beta.grad.item() == pytest.approx(-0.49, rel=1e-4)

@@ -88,3 +88,58 @@ def test_a_missing_library_is_named_in_one_line(monkeypatch):
         record([], "a.rrd")
     with pytest.raises(ValueError, match="expected save=FILE.rrd"):
         record([], "a.png")
+
+
+class Viewer(Recording):
+    """A recording that keeps what was asked of it, in order."""
+
+    def __init__(self, title: str):
+        super().__init__()
+        self.title, self.asked = title, []
+
+    def spawn(self, **options) -> None:
+        self.asked.append(("spawn", options))
+
+    def log(self, entity: str, what, static: bool = False) -> None:
+        self.asked.append(("log", entity))
+        super().log(entity, what)
+
+    def __getattr__(self, name: str):
+        return lambda *values, **options: self.asked.append((name, options))
+
+
+class Library(StandIn):
+    """The module, with its layout classes, and one recording."""
+
+    def __init__(self):
+        self.blueprint, self.ViewCoordinates, self.opened = StandIn(), StandIn(), []
+
+    def RecordingStream(self, title: str) -> Viewer:
+        self.opened.append(Viewer(title))
+        return self.opened[-1]
+
+
+def views_of(part: Archetype) -> list[Archetype]:
+    """The views of a layout, wherever they hang."""
+    own = [part] if part.kind.endswith("View") else []
+    return own + [view for value in part.values for view in views_of(value)]
+
+
+def test_without_a_file_the_viewer_opens_with_the_layout(monkeypatch):
+    library = Library()
+    monkeypatch.setitem(sys.modules, "rerun", library)
+    moments = [Moment(toy_frame(name, number, num_sweeps=1, num_points=5)) for number, name in enumerate("ab")]
+    assert record(moments, "", title="a scene", has_model=False) == 2
+    (viewer,) = library.opened
+    names = [name for name, _ in viewer.asked]
+    assert names[0] == "spawn"  # before anything is logged
+    assert (names.count("spawn"), names.count("save")) == (1, 0)
+    assert names[-1] == "flush"
+    assert [options["sequence"] for name, options in viewer.asked if name == "set_time" and "sequence" in options] == [
+        moment.frame.keyframe for moment in moments
+    ]
+    blueprint = viewer.asked[0][1]["default_blueprint"]
+    assert blueprint.kind == "Blueprint"
+    kinds = [view.kind for view in views_of(blueprint)]
+    assert kinds == ["Spatial3DView", *["Spatial2DView"] * 6, "TimeSeriesView", "TextLogView"]
+    assert views_of(blueprint)[0].options["name"] == "a scene"

@@ -1,1 +1,1 @@
-"""What is fast and what is not, measured. A package, since pyarrow brings one of the same name that would hide a folder."""
+"""What is fast and what is not. A package, since pyarrow brings one of this name, which would hide a mere folder."""

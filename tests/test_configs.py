@@ -43,12 +43,17 @@ def test_composes_with_keys_that_are_arguments(group, name):
             assert not unknown, f"{node['_target_']} has no argument {sorted(unknown)}"
 
 
+WITH_PICTURES = {"base", "tiny", "tiny_adaptive", "tiny_exits"}
+"""Models whose image backbone is a convolutional one."""
+
 ONLY_FOR = {
     "adaptive": ({"tiny_adaptive"}, "exit"),
     "bench-adaptive": ({"tiny_adaptive"}, "exit"),
+    "bench": (WITH_PICTURES, "cameras.encoder.laterals"),
+    "proof": (WITH_PICTURES, "cameras.encoder.laterals"),
     "sample-weights": ({"tiny_adaptive", "tiny_exits"}, "exit"),
     "two-stage-exits": ({"tiny_adaptive", "tiny_exits"}, "exit"),
-    "views": ({"tiny", "tiny_adaptive", "tiny_exits"}, "class_channels|cameras.encoder.laterals"),
+    "views": (WITH_PICTURES - {"base"}, "class_channels|cameras.encoder.laterals"),
 }
 """Stages that train parts which only some models have, and what the refusal of the others names."""
 

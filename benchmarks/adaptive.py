@@ -5,6 +5,8 @@ on random numbers at evaluation. Nothing is extrapolated.
 
 - *exits*: trunk and head of a model, an exit after the first stage, samples leaving or not. ``ours`` is the time
   saved per sample that leaves, ``peer`` the time that a sample spends after that exit; the ratio is at least 0.8.
+  *Against no exit*: ``ours`` passes the exit's head and policy, ``peer`` is the same model without them, no bar:
+  what an early head costs samples that stay, and what a single sample gains by leaving.
 - *tokens*: ``ours`` with fewer tokens, ``peer`` the same layers dense; the ratio must be below 1.
 
 Rows without a bar show small maps and pictures, where it may not pay. Batch 6 of pictures are the views of one sample.
@@ -73,7 +75,41 @@ def row(name: str, ours: float, peer: float, bar: float | None, at_least: bool =
 
 
 def exit_rows(config_name: str, num_samples: int, leaving: int, repeats: int) -> list[dict]:
-    """Trunk, exit and head of a shipped configuration."""
+    """Trunk, exit and head of a shipped configuration: what who leaves saves, and what the exit costs the others."""
+    trunk, head, exits, bev = _with_exit(config_name, num_samples)
+    run = _runs(trunk, head, exits, bev)
+    calls = [run(0), run(leaving), run(num_samples), lambda: head(trunk(bev))]
+    stay, some, all_leave, without = medians_ms(calls, repeats)
+    saved, after = (stay - some) / leaving, (stay - all_leave) / num_samples
+    name = f"exit, {config_name}, {leaving} of {num_samples} leave"
+    return [
+        row(name, saved, after, 0.8, at_least=True, all_stay_ms=round(stay, 1), all_leave_ms=round(all_leave, 1)),
+        row(f"exit, {config_name}, {num_samples} stay, against no exit", stay, without, None),
+    ]
+
+
+def single_exit_rows(config_name: str, repeats: int) -> list[dict]:
+    """A sample that is alone in its batch. What comes after the exit is timed by itself here: nobody else stays."""
+    trunk, head, exits, bev = _with_exit(config_name, 1)
+    run, first = _runs(trunk, head, exits, bev), trunk.stages[0](bev)
+
+    def rest():
+        levels = [first]
+        for stage in trunk.stages[1:]:
+            levels.append(stage(levels[-1]))
+        return head(trunk.neck(levels))
+
+    stay, leave, without, after = medians_ms([run(0), run(1), lambda: head(trunk(bev)), rest], repeats)
+    times = {"stays_ms": round(stay, 1), "leaves_ms": round(leave, 1)}
+    return [
+        row(f"exit, {config_name}, 1 of 1 leaves", stay - leave, after, None, **times),
+        row(f"exit, {config_name}, 1 leaves, against no exit", leave, without, None),
+        row(f"exit, {config_name}, 1 stays, against no exit", stay, without, None),
+    ]
+
+
+def _with_exit(config_name: str, num_samples: int):
+    """Trunk, head, an exit after the first stage, and merged maps for them."""
     config = compose([f"model={config_name}"]).model
     trunk, merge_channels = instantiate(config.trunk).eval(), config.trunk.in_channels
     head, early = instantiate(config.head).eval(), instantiate(config.head)
@@ -81,20 +117,21 @@ def exit_rows(config_name: str, num_samples: int, leaving: int, repeats: int) ->
     exits = EarlyExits([one], thresholds=[0.5]).eval()
     shape = head.grid.shape
     exits.attach(trunk, head, merge_channels, shape)
-    bev = torch.randn(num_samples, merge_channels, *shape)
+    return trunk, head, exits, torch.randn(num_samples, merge_channels, *shape)
+
+
+def _runs(trunk, head, exits: EarlyExits, bev: torch.Tensor) -> Callable[[int], Callable[[], object]]:
+    """For a number of samples that leave, the pass in which they do."""
 
     def run(count: int) -> Callable[[], object]:
         def passed():
             exits.policy = LeaveFirst(count)
-            walk = exits.start(ExecutionTrace(num_samples), bev.device, masked=False)
+            walk = exits.start(ExecutionTrace(len(bev)), bev.device, masked=False)
             return exits(bev, trunk, head, walk)
 
         return passed
 
-    stay, some, all_leave = medians_ms([run(0), run(leaving), run(num_samples)], repeats)
-    saved, after = (stay - some) / leaving, (stay - all_leave) / num_samples
-    name = f"exit, {config_name}, {leaving} of {num_samples} leave"
-    return [row(name, saved, after, 0.8, at_least=True, all_stay_ms=round(stay, 1), all_leave_ms=round(all_leave, 1))]
+    return run
 
 
 def bev_rows(cells: int, channels: int, num_samples: int, bar: float | None, repeats: int) -> list[dict]:
@@ -163,7 +200,9 @@ def main(out: Path) -> None:
     torch.manual_seed(SEED)
     rows = [
         *exit_rows("tiny", 8, 4, 5),
+        *single_exit_rows("tiny", 15),
         *exit_rows("base", 4, 2, 5),
+        *single_exit_rows("base", 5),
         *bev_rows(64, 256, 1, 1.0, 5),
         *bev_rows(32, 96, 1, None, 15),
         *bev_rows(32, 96, 8, None, 5),

@@ -1,4 +1,5 @@
-"""A suite in two real joblib workers, by the command that the documentation names: the same cells as one process."""
+"""A suite in two real joblib workers or two processes of Fabric's, by the commands of the documentation: the same cells
+as one process."""
 
 import os
 import shutil
@@ -20,11 +21,11 @@ SUITE = ("suite=missing-sensors", "scenarios=lidar", "device=cpu")
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> dict[str, Path]:
-    """The same weights twice."""
+    """The same weights three times."""
     root = scorable_small_set(tmp_path_factory.mktemp("small")).root
     folder = tmp_path_factory.mktemp("runs")
     sweeps = ("data.radar_sweeps=1", "data.lidar_sweeps=1")
-    return {name: write_routed_run(folder / name, root, *SMALL_SET, *sweeps) for name in ("one", "two")}
+    return {name: write_routed_run(folder / name, root, *SMALL_SET, *sweeps) for name in ("one", "two", "ranks")}
 
 
 def comparable(run: Path) -> list[Cell]:
@@ -57,6 +58,23 @@ def test_two_joblib_workers_give_the_cells_of_one_process(runs, sources):
     one, two = comparable(runs["one"]), comparable(runs["two"])
     assert [cell.scenario for cell in one] == ["clean", "lidar"]
     assert one == two
+
+
+@pytest.mark.slow
+def test_two_devices_give_the_cells_of_one_process(runs, sources):
+    words = ["robustness", f"run={runs['ranks']}", *SUITE, "devices=2"]
+    command = [sys.executable, "-m", "fusion.cli", *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    done = subprocess.run(
+        command, cwd=sources, env=environment, capture_output=True, text=True, timeout=600, check=False
+    )
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert "GLOBAL_RANK: 1, MEMBER: 2/2" in done.stderr + done.stdout
+    assert (runs["ranks"] / "robustness.json").is_file()
+    assert len(read_cells(runs["ranks"] / "robustness.jsonl")) == 2  # each cell by one of the two
+    assert main(["robustness", f"run={runs['one']}", *SUITE]) == 0
+    assert [cell.scenario for cell in comparable(runs["ranks"])] == ["clean", "lidar"]
+    assert comparable(runs["ranks"]) == comparable(runs["one"])
 
 
 def test_jobs_whose_cells_are_all_there_are_not_started(runs, capsys):

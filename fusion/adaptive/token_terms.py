@@ -4,12 +4,25 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-_LAST = ("last_use", "last_shares", "last_share", "last_kept", "last_ponder", "last_halting", "last_terms")
+_LAST = (
+    "last_use",
+    "last_shares",
+    "last_share",
+    "last_kept",
+    "last_ponder",
+    "last_halting",
+    "last_terms",
+    "last_rows",
+)
 """Attributes in which token methods and teachers keep what the last pass did."""
 
 
 def forget_tokens(model: nn.Module) -> None:
-    """Before a training pass: a method that this pass does not reach has nothing to say."""
+    """Before a training pass: a method that this pass does not reach has nothing to say.
+
+    An encoder may run several times in one pass (views at full size, then small ones). Its methods and its teacher keep
+    the mean over the rows of all these calls, from here on.
+    """
     if not model.training:
         return
     for module in _methods(model):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fusion.encoders.views import ViewEncoder
 from fusion.ops.flops import counted_gflops
+from fusion.ops.rows import mean_so_far
 
 _OPEN_BIAS = 1.7
 """85 % open at first, so that every block learns before any is given up."""
@@ -25,7 +26,9 @@ class GatedBlock(nn.Module):
         target: share of the rows that should run it, over the batch; None leaves it to the other losses.
 
     Attributes:
-        last_use: share of rows of the last training pass that ran it, with its gradient; None before.
+        last_use: share of rows that ran it, with its gradient, over all rows in training since it was None, as
+            ``forget_tokens`` makes it at the start of a training pass.
+        last_rows: how many these are.
     """
 
     def __init__(self, block: nn.Module, channels: int, target: float | None):
@@ -35,6 +38,7 @@ class GatedBlock(nn.Module):
         nn.init.zeros_(self.gate[2].weight)
         nn.init.constant_(self.gate[2].bias, _OPEN_BIAS)
         self.last_use: Tensor | None = None
+        self.last_rows: int | None = None
         self._saved: Tensor | None = None
         self._gflops: dict[tuple[int, ...], float] = {}
 
@@ -58,7 +62,8 @@ class GatedBlock(nn.Module):
         uniform = torch.rand_like(logit).clamp(1e-6, 1 - 1e-6)
         soft = torch.sigmoid(logit + uniform.log() - (-uniform).log1p())
         z = (soft >= 0.5).to(soft) + (soft - soft.detach())
-        self.last_use, self._saved = z.mean(), None
+        self.last_use, self.last_rows = mean_so_far(self.last_use, self.last_rows, z.mean(), len(z))
+        self._saved = None
         return x + z.to(x.dtype)[:, None, None, None] * (self.block(x) - x)
 
     def _sparse(self, x: Float[Tensor, "r c h w"], logit: Float[Tensor, "r"]) -> Float[Tensor, "r c h w"]:

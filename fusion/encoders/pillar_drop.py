@@ -56,7 +56,7 @@ class PillarDrop(nn.Module):
 
     Attributes:
         rate: factor on ``keep`` at evaluation.
-        last_share: mean share of pillars in the last training pass, with gradients.
+        last_share: mean share of pillars in the last training pass, with gradients; None where there were none.
 
     Raises:
         ValueError: a share outside (0, 1], an unknown score, or a target that nothing can reach.
@@ -112,7 +112,7 @@ class PillarDrop(nn.Module):
         if self.threshold is not None and self.training and self.score == "learned":
             gate = keep * straight_through(torch.stack([torch.full_like(scores, self.threshold), scores], dim=-1))
             keep = gate.detach() > 0.5
-            self.last_share = gate.mean()
+            self.last_share = gate.mean() if len(gate) else None  # of no pillars there is no share
         else:
             keep = keep if self.threshold is None else keep & (scores > self.threshold)
             if self.training and self.score == "learned" and keep.any():

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fusion.encoders.vit_tokens import Blocks, Dense
+from fusion.ops.rows import mean_so_far
 from fusion.trunk.tokens_blocks import (
     block_gflops,
     gathered,
@@ -30,8 +31,10 @@ class DynamicVit(nn.Module):
     Attributes:
         rate: factor on ``keep`` at evaluation, set by ``VitViewEncoder.set_rate``; None where ``keep`` is 1, whose
             predictors nothing has taught.
-        last_shares: mean of the kept shares over the last training batch, one per predictor, with gradients.
-        last_kept: which patches of that batch were kept to the end, 1 or 0, without gradients.
+        last_shares: mean of the kept shares, one per predictor, with gradients, over all rows in training since it was
+            None, as ``forget_tokens`` makes it at the start of a training pass.
+        last_rows: how many these are.
+        last_kept: which patches of the last call were kept to the end, 1 or 0, without gradients.
     """
 
     def __init__(self, dim: int, at: Sequence[int] = (3, 6, 9), keep: float | int = 0.7):
@@ -44,6 +47,7 @@ class DynamicVit(nn.Module):
             nn.Sequential(nn.Linear(dim, dim // 2), nn.GELU(), nn.Linear(dim // 2, 2)) for _ in self.at
         )
         self.last_shares: Tensor | None = None
+        self.last_rows: int | None = None
         self.last_kept: Tensor | None = None
 
     def forward(self, blocks: Blocks, tokens: Float[Tensor, "r m c"], num_prefix: int) -> Float[Tensor, "r n c"]:
@@ -80,7 +84,7 @@ class DynamicVit(nn.Module):
 
     def __getstate__(self) -> dict:
         """Copies do not take the last batch along: it may hang on a graph."""
-        return {**self.__dict__, "last_shares": None, "last_kept": None}
+        return {**self.__dict__, "last_shares": None, "last_rows": None, "last_kept": None}
 
     def masked(self, blocks: Blocks, tokens: Float[Tensor, "r m c"], num_prefix: int) -> Float[Tensor, "r n c"]:
         """All tokens, masked. In training with noise; else the same patches as gathered, to compare."""
@@ -95,7 +99,8 @@ class DynamicVit(nn.Module):
             worked = masked_block(block, tokens, whole)
             tokens = tokens + whole[..., None].to(tokens.dtype) * (worked - tokens)
         if self.training:
-            self.last_shares, self.last_kept = torch.stack(shares), gate.detach()
+            means = mean_so_far(self.last_shares, self.last_rows, torch.stack(shares), len(tokens))
+            (self.last_shares, self.last_rows), self.last_kept = means, gate.detach()
         return tokens[:, num_prefix:]
 
     def _best(self, logits: Float[Tensor, "r n 2"], gate: Float[Tensor, "r n"]) -> Float[Tensor, "r n"]:
@@ -141,9 +146,11 @@ class AVit(nn.Module):
         prior_weight: of the divergence in ``token_loss``; the paper's.
 
     Attributes:
-        last_ponder: mean over the last batch of blocks per patch and remainder, with gradients: add it to the loss.
+        last_ponder: mean of blocks per patch and remainder, with gradients: add it to the loss. In training over all
+            rows since it was None, as ``forget_tokens`` makes it at the start of a pass; else over the last batch.
+        last_rows: how many these are.
         last_depths: blocks that each patch of the last batch went through.
-        last_halting: of each block, the share of the outputs of the last batch that it gave, with gradients; sums to 1.
+        last_halting: of each block, the share of the outputs of the same rows that it gave, with gradients; sums to 1.
     """
 
     def __init__(
@@ -168,6 +175,7 @@ class AVit(nn.Module):
         self.gamma, self.epsilon, self.never = gamma, epsilon, never
         self.beta = nn.Parameter(torch.tensor(float(beta)))
         self.last_ponder: Tensor | None = None
+        self.last_rows: int | None = None
         self.last_depths: Tensor | None = None
         self.last_halting: Tensor | None = None
 
@@ -192,8 +200,14 @@ class AVit(nn.Module):
             total = total + halting * alive
             alive = alive & ~stops
         self.last_depths = depths[:, num_prefix:]
-        self.last_ponder, self.last_halting = (depths + remainder)[:, num_prefix:].mean(), torch.stack(shares)
+        self._remember((depths + remainder)[:, num_prefix:].mean(), torch.stack(shares), len(tokens))
         return output[:, num_prefix:]
+
+    def _remember(self, ponder: Float[Tensor, ""], halting: Float[Tensor, "l"], num_rows: int) -> None:
+        """Of one call; outside training it stands alone."""
+        before = (self.last_ponder, self.last_halting) if self.training else (None, None)
+        self.last_ponder, _ = mean_so_far(before[0], self.last_rows, ponder, num_rows)
+        self.last_halting, self.last_rows = mean_so_far(before[1], self.last_rows, halting, num_rows)
 
     def token_loss(self) -> Float[Tensor, ""] | None:
         """Weighted ponder of the last batch, where one has run, and with a target depth the divergence from it."""
@@ -229,7 +243,7 @@ class AVit(nn.Module):
 
     def __getstate__(self) -> dict:
         """Copies do not take the last batch along: it may hang on a graph."""
-        return {**self.__dict__, "last_ponder": None, "last_depths": None, "last_halting": None}
+        return {**self.__dict__, "last_ponder": None, "last_depths": None, "last_halting": None, "last_rows": None}
 
     def _block(self, block: nn.Module, tokens: Tensor, alive: Tensor) -> Tensor:
         if self.training:

@@ -7,6 +7,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from fusion.encoders.vit_tokens import Dense
+from fusion.ops.rows import mean_so_far
 
 SOURCES = ("own", "start")
 
@@ -26,7 +27,9 @@ class TokenTeacher(nn.Module):
             0.5 and 0.5: so do the defaults, with the weight 2 on the term ``tokens``.
 
     Attributes:
-        last_terms: divergence and distance of the last training batch, unweighted, with gradients; None before.
+        last_terms: divergence and distance, unweighted, with gradients: the mean over all rows compared since it was
+            None, as ``forget_tokens`` makes it at the start of a training pass.
+        last_rows: how many these are.
 
     Raises:
         ValueError: other weights.
@@ -38,6 +41,7 @@ class TokenTeacher(nn.Module):
             raise ValueError(f"expected weights of the teacher among {', '.join(SOURCES)}, got {weights!r}")
         self.weights, self.divergence_weight, self.feature_weight = weights, divergence_weight, feature_weight
         self.last_terms: Tensor | None = None
+        self.last_rows: int | None = None
         self._names: dict[str, str] = {}
         self._is_taken = False
 
@@ -58,7 +62,7 @@ class TokenTeacher(nn.Module):
         depth_logits: Float[Tensor, "r d fh fw"],
         kept: Float[Tensor, "r n"] | None = None,
     ) -> None:
-        """Sets ``last_terms`` from what the student made of normalised images.
+        """Adds to ``last_terms`` what the student made of normalised images.
 
         Args:
             patches: the student's last features, after the norm.
@@ -71,7 +75,8 @@ class TokenTeacher(nn.Module):
         ) / (len(images) * patches.shape[1])
         distance = (patches.float() - targets.float()).square().mean(dim=-1)
         kept = torch.ones_like(distance) if kept is None else kept
-        self.last_terms = torch.stack([divergence, (distance * kept).sum() / kept.sum().clamp_min(1)])
+        terms = torch.stack([divergence, (distance * kept).sum() / kept.sum().clamp_min(1)])
+        self.last_terms, self.last_rows = mean_so_far(self.last_terms, self.last_rows, terms, len(images))
 
     def token_loss(self) -> Float[Tensor, ""] | None:
         """Weighted sum of the terms, where a training batch has run."""
@@ -81,7 +86,7 @@ class TokenTeacher(nn.Module):
 
     def __getstate__(self) -> dict:
         """Copies do not take the last batch along: it may hang on a graph."""
-        return {**self.__dict__, "last_terms": None}
+        return {**self.__dict__, "last_terms": None, "last_rows": None}
 
     @torch.no_grad()
     def _dense(self, vit: nn.Module, neck: nn.Module, images: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor]:

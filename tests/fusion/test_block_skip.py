@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from fusion.adaptive.token_terms import forget_tokens
 from fusion.encoders.block_skip import GatedBlock, SkippingViewEncoder
 from fusion.encoders.views import ViewEncoder
 from fusion.ops.flops import counted_gflops
@@ -95,6 +96,18 @@ def test_gates_learn_and_the_rate_is_that_of_the_batch():
         assert block.token_loss().item() == pytest.approx((use - 0.3) ** 2)
     (found.context.square().mean() + sum(block.token_loss() for block in encoder.gated)).backward()
     assert all(block.gate[2].bias.grad.abs() > 0 for block in encoder.gated)
+    encoder(torch.rand(8, 3, 32, 64))
+    block = encoder.gated[0]
+    assert block.last_rows == 16
+    forget_tokens(encoder)
+    with torch.no_grad():
+        block.gate[2].weight += 0.1  # at first a gate looks at nothing
+    images = torch.rand(6, 3, 32, 64, requires_grad=True)
+    encoder(images)
+    encoder(torch.rand(2, 3, 16, 32))  # views at half the size, in the same step
+    assert block.last_use.item() * 8 == pytest.approx(round(block.last_use.item() * 8))
+    (grad,) = torch.autograd.grad(block.token_loss(), images)
+    assert grad.abs().sum() > 0
     assert skipping(block_target=None).gated[0].token_loss() is None
 
 

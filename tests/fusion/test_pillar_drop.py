@@ -137,6 +137,18 @@ def test_the_learned_score_learns_a_threshold_and_its_share():
     assert PillarDrop(0.5, "learned").token_loss() is None
 
 
+def test_a_training_batch_without_points_has_no_share():
+    """As where the LiDAR of every sample is lost, or all points lie off the grid."""
+    drop = PillarDrop(1.0, "learned", threshold=0.0, target=0.25)
+    made = encoder(drop).train()
+    made(POINTS)
+    bev = made(PointBatch(POINTS.points[:0], POINTS.sample[:0], torch.ones(2, dtype=torch.bool)))
+    assert drop.token_loss() is None
+    assert token_loss(made) is None
+    bev.square().mean().backward()
+    assert all(layer.weight.grad.isfinite().all() for layer in (drop.layers[0], drop.layers[2]))
+
+
 @torch.no_grad()
 def test_flops_agree_with_pytorch():
     """The linear layer's share, which PyTorch counts; 20 more of each point for mean and offsets, one per channel."""

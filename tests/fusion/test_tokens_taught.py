@@ -12,6 +12,7 @@ from fusion.encoders.vit import VitViewEncoder
 from fusion.encoders.vit_learned import AVit, DynamicVit
 from fusion.encoders.vit_teacher import TokenTeacher
 from fusion.encoders.vit_tokens import Dense, EVit
+from fusion.routing.plan import FULL, LITE
 from tests.fusion.small_model import small_batch
 from tests.fusion.test_adaptive_views import view_model
 from tests.fusion.test_token_gradients import meaning_block
@@ -47,6 +48,7 @@ def test_the_terms_by_hand():
     loss.backward()
     assert depths.grad[0, :, 0].tolist() == [[pytest.approx(-1 / 8), 0.0], [pytest.approx(1 / 8), 0.0]]
     assert student.grad.flatten().tolist() == [40.0, 0.0]
+    teacher.last_terms = None
     teacher.compare(nothing, nothing, torch.zeros(1, 3, 8, 16), student, depths)  # a method that does not say: both
     assert teacher.last_terms[1].item() == pytest.approx((4 + 64) / 2)
 
@@ -66,6 +68,7 @@ def test_the_targets_are_those_of_the_dense_encoder(weights):
     seen = []
     made.neck[0].register_forward_pre_hook(lambda _, given: seen.append(given[0].flatten(2).transpose(1, 2)))
     torch.manual_seed(6)
+    forget_tokens(made)
     made(IMAGES)
     kept = made.method.last_kept.bool()
     distance = (seen[0] - expected)[kept].square().mean()
@@ -125,6 +128,42 @@ def test_a_teacher_is_heard_in_training_alone():
     assert torch.equal(found.context, alone.context)
     assert made.teacher.last_terms is None
     copy.deepcopy(taught())(IMAGES)
+
+
+def test_the_terms_are_those_of_all_calls_of_a_step():
+    """Two pictures at full size, then one at half: means over three rows, and the first two learn as well."""
+    large, small = IMAGES[:2].clone().requires_grad_(), IMAGES[2:, :, ::2, ::2].clone().requires_grad_()
+    for method in (DynamicVit(DIM, (1, 2), 0.5), AVit(target_depth=2)):
+        made = encoder(method, teacher=TokenTeacher())
+        made.load_state_dict(PLAIN.state_dict(), strict=False)
+        parts, names = {}, [name for name in ("last_shares", "last_ponder", "last_halting") if hasattr(method, name)]
+        for calls in ((large,), (small,), (large, small)):
+            forget_tokens(made.train())
+            for images in calls:
+                torch.manual_seed(len(images))  # the same noise alone and together
+                made(images)
+            parts[len(calls), len(calls[0])] = [made.teacher.last_terms, *(getattr(method, name) for name in names)]
+        assert (method.last_rows, made.teacher.last_rows) == (3, 3)
+        for two, one, both in zip(parts[1, 2], parts[1, 1], parts[2, 2], strict=True):
+            torch.testing.assert_close(both, (2 * two + one) / 3)
+            grads = torch.autograd.grad(both.square().sum(), (large, small), retain_graph=True)
+            assert all(grad.abs().sum() > 0 for grad in grads)
+        copy.deepcopy(made)
+        assert made.eval()(IMAGES).context.shape[0] == 3
+
+
+def test_full_views_are_taught_where_lite_ones_run_after_them():
+    model = view_model(DynamicVit(16, (1,), 0.5))
+    model.cameras.encoder.teacher = TokenTeacher()
+    batch = small_batch(1)
+    batch.camera.images.requires_grad_()
+    choice = model.full_plan(batch).choice
+    choice[0, :6] = torch.tensor([FULL, LITE] * 3)
+    for _ in range(2):  # each step begins anew
+        output = model.train()(batch, plan=model.plan_of(choice, model.available(batch)))
+        (grad,) = torch.autograd.grad(output.token_loss, batch.camera.images)
+        assert (grad[0].abs().sum(dim=(1, 2, 3)) > 0).all()
+        assert model.cameras.encoder.method.last_rows == 6
 
 
 def test_a_model_passes_the_terms_on():
@@ -214,7 +253,7 @@ def test_the_prior_is_asked_for_and_pulls_the_depth():
     for target in (1, 4):
         method = AVit(gamma=0.0, beta=-1.0, target_depth=target)
         for _ in range(8):
-            method.beta.grad = None
+            method.beta.grad = method.last_ponder = method.last_halting = None
             method(blocks, tokens, 0)
             method.token_loss().backward()
             with torch.no_grad():

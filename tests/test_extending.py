@@ -8,12 +8,15 @@ import torch
 from torch import nn
 
 from datamodules.inject import FaultInjector, FaultRule
+from fusion.cli import main
 from fusion.commands.compose import compose, foreign_targets, instantiate
 from fusion.encoders.lidar import LidarEncoder
 from fusion.ops.flops import GIGA
 from sensors.faults.suites import Scenario
 from sensors.frame import NoHistory
 from tests.fusion.random_batch import random_batch
+from tests.fusion.remembering_model import scorable_small_set
+from tests.fusion.routed_run import SMALL_SET, write_routed_run
 from tests.sensors.toy_frames import toy_frame
 
 
@@ -66,6 +69,31 @@ def test_an_encoder_from_outside_runs_on_the_rows_that_chose_it():
     present = int(batch.lidar.present.sum())
     assert model.lidar.full.rows_seen == present
     assert output.head.heatmap.isfinite().all()
+
+
+def test_a_run_with_an_encoder_from_outside_is_opened_only_where_it_is_allowed(tmp_path, monkeypatch, capsys):
+    name = f"{__name__}.PointCount"
+    root = scorable_small_set(tmp_path / "small").root
+    few = ("data.lidar_sweeps=1", "data.radar_sweeps=1")
+    run = write_routed_run(tmp_path / "run", root, *SMALL_SET, *few, f"model.lidar.full._target_={name}")
+    built, make = [], PointCount.__init__
+
+    def counted(self, *args, **rest):
+        built.append(self)
+        make(self, *args, **rest)
+
+    monkeypatch.setattr(PointCount, "__init__", counted)
+    words = ["evaluate", f"run={run}", "device=cpu", "draws=0"]
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert f"wants to call {name} from outside dynfusion; if you trust it, add allow=[{name}]" in error
+    assert main([*words, "allow=[os.system]"]) == 2  # leave for another one is none
+    assert built == []
+    assert not (run / "metrics.json").exists()
+    assert main([*words, f"allow=[{name}]"]) == 0
+    assert len(built) > 0
+    assert (run / "metrics.json").is_file()
 
 
 @pytest.mark.parametrize("level", LidarLifted.levels)

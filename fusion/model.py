@@ -23,7 +23,6 @@ from fusion.trunk.exits_rows import ExitRun
 from fusion.trunk.merge import SensorBev
 from fusion.trunk.trunk import BevTrunk
 from fusion.units import PointBranches, ViewBranches
-from sensors.grid import BevGrid
 from sensors.rig import NUM_CAMERAS, UNITS
 
 SENSORS = {"camera": UNITS[:NUM_CAMERAS], "lidar": ("LIDAR",), "radar": ("RADAR",)}
@@ -121,25 +120,26 @@ class FusionModel(nn.Module):
             plan: decided elsewhere; the router then does not run, and ``budget`` is not looked at.
             execution: ``sparse`` or ``masked``.
             is_capped: whether sensors give no more points than their prices count (``PointBranches.within_price``), so
-                that no sample costs more than its route is priced at; None: at evaluation, where a budget decides.
+                that no sample costs more than its route is priced at; None: at evaluation, where no plan is given, for
+                the samples whose budget is below 1 (a budget of 1 asks for no bound).
         """
         available = self.available(batch)
         decided = plan is not None
-        is_capped = is_capped if is_capped is not None else not (self.training or decided)
+        asked = None if decided or self.training else budget
         if self.shared_budget is not None and not self.training:
             budget = self.shared_budget.set(self, None if decided else budget, batch.tokens)
             if budget is None and not decided:
                 plan, decided = self.full_plan(batch), True
         plan = plan if decided else self.router(glance_of(batch, available), self.routes, budget)
-        dispatch = Dispatch.of(plan, available, self.routes.prices.exists(), execution, is_capped)
+        capped = _capped(is_capped, asked, len(batch))
+        dispatch = Dispatch.of(plan, available, self.routes.prices.exists(), execution, capped)
 
         own = {"router"} if decided else set()
         forget_tokens(self)
         if self.exits is not None:
-            output, depth_loss, run = self._run_with_exits(batch, dispatch)
+            output, depth_loss, run, lost = self._run_with_exits(batch, dispatch)
             self._record_always(dispatch.trace, without={*own, "merge", "trunk", "head", "exits"})
-            guided = self._unguided(dispatch)
-            return FusionOutput(output, plan, dispatch.trace, depth_loss, run, token_loss(self), guided)
+            return FusionOutput(output, plan, dispatch.trace, depth_loss, run, token_loss(self), lost)
 
         parts, depth_loss = self._run_units(batch, dispatch)  # {sensor: b c ny nx}
         merged = self.merge(parts, len(batch))  # b c ny nx
@@ -149,11 +149,14 @@ class FusionModel(nn.Module):
         lost = self._unguided(dispatch)
         return FusionOutput(output, plan, dispatch.trace, depth_loss, token_loss=token_loss(self), unguided=lost)
 
-    def _run_with_exits(self, batch: Batch, dispatch: Dispatch) -> tuple[HeadOutput, Float[Tensor, ""] | None, ExitRun]:
+    def _run_with_exits(
+        self, batch: Batch, dispatch: Dispatch
+    ) -> tuple[HeadOutput, Float[Tensor, ""] | None, ExitRun, Bool[Tensor, "b"] | None]:
         """As without, but samples may leave: before the other sensors run, and after each stage of the trunk."""
         exits = self.exits
         walk = exits.start(dispatch.trace, dispatch.plan.choice.device, dispatch.is_masked)
         first = exits.first_group if exits.runs_exit(0, walk) else ()
+        lost = self._unguided(dispatch)
         parts: dict[str, SensorBev] = {}
         depth_loss = None
         if first:
@@ -164,6 +167,7 @@ class FusionModel(nn.Module):
             seen = torch.stack(present).any(dim=0) if present else torch.zeros_like(walk.rows, dtype=torch.bool)
             if exits.after_group(merged, seen, walk) is not None:
                 dispatch = _only(dispatch, walk.rows)
+                lost = lost if "camera" in first else self._unguided(dispatch)  # no camera of those that left has run
         others, camera_loss = self._run_units(batch, dispatch, [name for name in SENSORS if name not in first], parts)
         if first and not others:  # nothing has come to what is merged already
             merged = merged.index_select(0, walk.rows) if len(walk.rows) < len(batch) else merged
@@ -176,7 +180,7 @@ class FusionModel(nn.Module):
                 merged = self.merge(parts, len(walk.rows))
                 walk.record("merge", self.prices().always["merge"])
         output, run = exits(merged, self.trunk, self.head, walk)
-        return output, depth_loss if camera_loss is None else camera_loss, run
+        return output, depth_loss if camera_loss is None else camera_loss, run, lost
 
     def _run_units(
         self,
@@ -210,9 +214,11 @@ class FusionModel(nn.Module):
         if not self._has_scorer:
             self.cameras.guide = guide_points(batch, self.camera_guide)
             return
-        part = parts.get(self.camera_guide)
-        self.cameras.guide = getattr(batch, self.camera_guide)
-        self.cameras.guide_bev = None if part is None else GuideBev(part.bev, self._guide_ran(dispatch))
+        part, given, ran = parts.get(self.camera_guide), getattr(batch, self.camera_guide), self._guide_ran(dispatch)
+        # What the route skips is not looked at here either, as where it is not even read (``fusion.stream``).
+        is_read = None if given is None else ran.to(given.sample.device)[given.sample]
+        self.cameras.guide = given if given is None or bool(is_read.all()) else given.where(is_read)
+        self.cameras.guide_bev = None if part is None else GuideBev(part.bev, ran)
 
     def _guide_ran(self, dispatch: Dispatch) -> Bool[Tensor, "b"]:
         """Samples whose route runs the guide; not those that only masked execution computes."""
@@ -309,7 +315,7 @@ class FusionModel(nn.Module):
             "radar": None if self.radar is None else self.radar.full.out_grid,
         }
         for name, grid in found.items():
-            if grid is not None and not _same(grid, merged):
+            if grid is not None and not grid.is_same(merged):
                 raise ValueError(
                     f"expected the {name} to give BEVs on the grid of the merge, {merged}, got {grid}; change one"
                 )
@@ -321,7 +327,8 @@ def _only(dispatch: Dispatch, rows: Tensor) -> Dispatch:
     return replace(dispatch, runs=dispatch.runs & stays, chosen=dispatch.chosen & stays)
 
 
-def _same(one: BevGrid, other: BevGrid) -> bool:
-    """Whether the cells are the same, whatever sequence types a configuration gave."""
-    ranges = [(tuple(grid.x_range_m), tuple(grid.y_range_m), grid.cell_m) for grid in (one, other)]
-    return ranges[0] == ranges[1]
+def _capped(is_capped: bool | None, asked: float | Tensor | None, num_samples: int) -> Bool[Tensor, "b"]:
+    """Samples whose points are thinned to what prices count; ``asked`` is the budget, where one decides."""
+    if is_capped is not None or asked is None:
+        return torch.full((num_samples,), bool(is_capped))
+    return (torch.as_tensor(asked, dtype=torch.float64).cpu().reshape(-1) < 1).expand(num_samples)

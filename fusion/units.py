@@ -6,7 +6,7 @@ The encoders inside know nothing of routing; the router knows nothing of encoder
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -136,11 +136,15 @@ class ViewBranches(nn.Module):
             measured_m=measured_m,
         )
 
-    def within_price(self, points: PointBatch) -> PointBatch:
-        """Points to measure depths with: of each sample's newest sweep at most as many as the price counts."""
+    def within_price(self, points: PointBatch, only: Bool[Tensor, "b"] | None = None) -> PointBatch:
+        """Points to measure depths with: of each sample's newest sweep at most as many as the price counts.
+
+        Args:
+            only: samples for which that holds; None for all.
+        """
         if len(points.points) <= self.num_points:
             return points
-        return thinned(newest_sweep(points, torch.ones_like(points.present)), self.num_points)
+        return thinned(newest_sweep(points, torch.ones_like(points.present)), self.num_points, only)
 
     def depths_of(
         self,
@@ -170,8 +174,8 @@ class PointBranches(nn.Module):
     Args:
         full: takes every point.
         lite: takes the points of the newest sweep; None: there is no lite branch.
-        num_points: of a rich sample with all sweeps; what prices are based on. Where a budget holds, a sample with
-            more points is thinned to this many (``within_price``), so that prices bound the real cost of every sample.
+        num_points: of a rich sample with all sweeps; what prices are based on. Where a budget below 1 holds, a
+            sample with more points is thinned to this many (``within_price``), so that prices bound its real cost.
         num_points_lite: the same for the newest sweep.
         newest_s: a point belongs to the newest sweep when it is at most this much older than the sample's newest one.
             For a set of radars, which do not measure at the same time, about one period.
@@ -226,6 +230,10 @@ class PointBranches(nn.Module):
         taken = points if branch == FULL else newest(points, self.newest_s)
         return taken if self.regions is None else drop_regions(taken, self.regions, self.keep_regions, self.near_first)
 
-    def within_price(self, branch: int, given: PointBatch) -> PointBatch:
-        """Of the points that the branch was given, at most ``num_points`` per sample: those that its price counts."""
-        return thinned(given, self.num_points[branch])
+    def within_price(self, branch: int, given: PointBatch, only: Bool[Tensor, "b"] | None = None) -> PointBatch:
+        """Of the points that the branch was given, at most ``num_points`` per sample: those that its price counts.
+
+        Args:
+            only: samples for which that holds; None for all.
+        """
+        return thinned(given, self.num_points[branch], only)

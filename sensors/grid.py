@@ -41,6 +41,11 @@ class BevGrid:
         num_x = round((self.x_range_m[1] - self.x_range_m[0]) / self.cell_m)
         return num_y, num_x
 
+    def is_same(self, other: "BevGrid") -> bool:
+        """Whether the cells are the same, whatever sequence types a configuration gave."""
+        ranges = [(tuple(grid.x_range_m), tuple(grid.y_range_m), grid.cell_m) for grid in (self, other)]
+        return ranges[0] == ranges[1]
+
     def coarser(self, stride: int) -> "BevGrid":
         """The same rectangle in cells ``stride`` times as wide."""
         return BevGrid(self.x_range_m, self.y_range_m, self.cell_m * stride)

@@ -46,7 +46,7 @@ def check_scorer(scorer: nn.Module, name: str, branches: nn.Module | None, exits
     if branches is None:
         raise ValueError(f"expected a model with {name} for camera_guide {name} with a scorer, got one without; add it")
     have, want = (branches.full.channels, branches.full.out_grid), (scorer.channels, scorer.grid)
-    if have[0] != want[0] or have[1].shape != want[1].shape or have[1].cell_m != want[1].cell_m:
+    if have[0] != want[0] or not have[1].is_same(want[1]):
         raise ValueError(
             f"expected a scorer for the {name}'s {have[0]} channels on {have[1]}, got {want[0]} on {want[1]}; change it"
         )
@@ -59,7 +59,9 @@ def check_scorer(scorer: nn.Module, name: str, branches: nn.Module | None, exits
 
 
 def guide_points(batch: Batch, name: str) -> PointBatch:
-    """The guide's points, before any encoder.
+    """The guide's points, before any encoder: without a scorer they count whether or not the route runs the guide.
+
+    What was not read cannot count: a stream, which does not open what the route skips, has no such points there.
 
     Raises:
         ValueError: the batch holds no such sensor at all.

@@ -38,7 +38,8 @@ class GuideScore(nn.Module):
     Each cell of the BEV becomes a few features, is placed at some heights and projected into the views. A patch takes
     the maximum over what falls into it or next to it, and a linear layer makes a score of these and of how low it lies.
     The BEV must be computed anyway: where the route skips the guide or it is lost, another rule chooses, nothing is
-    encoded for it, and ``FusionOutput.unguided`` says so.
+    encoded for it, and ``FusionOutput.unguided`` says so. ``FusionModel`` then gives no points of the guide either,
+    since a stream does not read what is skipped: the lower patches are chosen, whatever the fallback.
 
     Args:
         channels: of the guide's BEV.
@@ -46,8 +47,9 @@ class GuideScore(nn.Module):
         features: of each cell.
         heights_m: above the ego's origin.
         reach: patches to each side from which the maximum is taken, since near cells are wider than a patch.
-        fallback: ``points``, how many of the guide's points fall into a patch, of equal ones the lower; or ``low``, the
-            lower patches. Where it gave no points both are the same.
+        fallback: ``low``, the lower patches; or ``points``, how many of the guide's points fall into a patch, of equal
+            ones the lower, where whoever calls gives points of a guide that has not run. Without points both are the
+            same.
         detach: whether the score leaves the guide's encoder alone; otherwise its gradient goes on into that.
 
     Raises:

@@ -6,6 +6,7 @@ present unit and lets only the chosen one through: equal outputs, nothing saved,
 """
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,8 +15,9 @@ from torch import Tensor
 
 from datamodules.batch import CameraBatch, PointBatch
 from fusion.encoders.lift import Lift, ViewRows
+from fusion.encoders.measured_depth import newest_sweep
 from fusion.ops.thinning import num_points_of
-from fusion.routing.plan import BRANCHES, NUM_BRANCHES, SKIP, ExecutionTrace, RoutingPlan
+from fusion.routing.plan import BRANCHES, DEPTH, NUM_BRANCHES, SKIP, ExecutionTrace, RoutingPlan
 from fusion.trunk.merge import SensorBev
 from fusion.units import PointBranches, ViewBranches
 from sensors.rig import LIDAR_UNIT, NUM_CAMERAS, UNITS
@@ -33,7 +35,7 @@ class Dispatch:
         runs: what is computed, on the host; the same as ``chosen`` in sparse execution. Never SKIP.
         is_masked: whether branches that were not chosen are computed too.
         trace: filled in as things run.
-        is_capped: whether a budget holds for every sample: no sensor gives more points than its price counts.
+        capped: samples that a bound holds for, on the host: no sensor gives more points of them than its price counts.
     """
 
     plan: RoutingPlan
@@ -41,7 +43,7 @@ class Dispatch:
     runs: Bool[Tensor, "b u k"]
     is_masked: bool
     trace: ExecutionTrace
-    is_capped: bool = False
+    capped: Bool[Tensor, "b"]
 
     @classmethod
     def of(
@@ -50,13 +52,14 @@ class Dispatch:
         available: Bool[Tensor, "b u"],
         exists: Bool[Tensor, "u k"],
         execution: str,
-        is_capped: bool = False,
+        capped: Bool[Tensor, "b"] | None = None,
     ) -> "Dispatch":
         """Copies the choice to the host: the one time a decision makes the device wait.
 
         Args:
             available: units that are present and that the model has.
             exists: branches that the model has, on the host.
+            capped: see the attribute; None for no sample.
 
         Raises:
             ValueError: an unknown execution, or a plan that runs what is not there.
@@ -80,7 +83,8 @@ class Dispatch:
             )
         runs = (possible if execution == "masked" else chosen).clone()
         runs[..., SKIP] = False
-        return cls(plan, chosen, runs, execution == "masked", ExecutionTrace(len(choice)), is_capped)
+        capped = torch.zeros(len(choice), dtype=torch.bool) if capped is None else capped
+        return cls(plan, chosen, runs, execution == "masked", ExecutionTrace(len(choice)), capped)
 
     @property
     def num_views(self) -> int:
@@ -127,7 +131,7 @@ def run_views(
     if lidar is not None:
         is_run = dispatch.chosen[:, LIDAR_UNIT, SKIP + 1 :].any(dim=1).to(device)
         lidar = lidar if is_run.all() else lidar.where(is_run[lidar.sample])
-        lidar = branches.within_price(lidar) if dispatch.is_capped else lidar
+        lidar = _depths_within_price(dispatch, lidar, branches)
     views, views_chosen, losses = [], [], []
     for branch in branches.sizes_px:
         rows = torch.nonzero(dispatch.runs[:, :NUM_CAMERAS, branch].flatten())[:, 0]
@@ -182,17 +186,41 @@ def _masked_lift(
 def _within_price(
     dispatch: Dispatch, name: str, branch: int, rows: Int64[Tensor, "r"], given: PointBatch, branches: PointBranches
 ) -> PointBatch:
-    """Where a budget holds, no more points of a sample than its price counts; the trace says what was left out."""
-    kept = branches.within_price(branch, given) if dispatch.is_capped else given
-    if kept is not given:
-        less = (num_points_of(given) - num_points_of(kept)).tolist()
-        dispatch.trace.left_out += [(name, row, count) for row, count in zip(rows.tolist(), less, strict=True) if count]
-        warnings.warn(
-            f"{name} ({BRANCHES[branch]}): some samples have more than the {branches.num_points[branch]} points that a "
-            "budget pays for; the others are left out, evenly. Raise num_points of the model's sensor to use them",
-            stacklevel=2,
-        )
+    """Of samples that a bound holds for no more points than their price counts; the trace says what was left out."""
+    capped = dispatch.capped[rows]
+    if not capped.any():
+        return given
+    kept = branches.within_price(branch, given, capped.to(given.sample.device))
+    _record_left_out(dispatch, name, rows.tolist(), given, kept)
     return kept
+
+
+def _depths_within_price(dispatch: Dispatch, lidar: PointBatch, branches: ViewBranches) -> PointBatch:
+    """The same of the points that measure depths, where any view runs: older sweeps measure none and do not count."""
+    capped = dispatch.capped & dispatch.runs[:, :NUM_CAMERAS].any(dim=2).any(dim=1)
+    if not capped.any():
+        return lidar
+    kept = branches.within_price(lidar, capped.to(lidar.sample.device))
+    if kept is not lidar:
+        newest = newest_sweep(lidar, torch.ones_like(lidar.present))
+        _record_left_out(dispatch, DEPTH, range(len(capped)), newest, kept)
+    return kept
+
+
+def _record_left_out(dispatch: Dispatch, name: str, rows: Sequence[int], given: PointBatch, kept: PointBatch) -> None:
+    """Into the trace, and a warning to the user."""
+    if kept is given:
+        return
+    most = num_points_of(kept)
+    less = num_points_of(given) - most
+    if not less.any():
+        return
+    dispatch.trace.left_out += [(name, row, count) for row, count in zip(rows, less.tolist(), strict=True) if count]
+    warnings.warn(
+        f"{name}: some samples have more than the {int(most[less > 0].max())} points that a budget pays for; the "
+        "others are left out, evenly. Raise num_points of the model's sensor to use them",
+        stacklevel=2,
+    )
 
 
 def _record_points(

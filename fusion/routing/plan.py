@@ -11,6 +11,8 @@ from sensors.rig import NUM_CAMERAS, UNITS
 SKIP, LITE, FULL = 0, 1, 2
 BRANCHES = ("skip", "lite", "full")
 NUM_BRANCHES = len(BRANCHES)
+DEPTH = "DEPTH"
+"""Name, beside those of units, of the LiDAR points that give the views their depths."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +93,8 @@ class ExecutionTrace:
         num_samples: batch size.
         executions: in order. ``rows`` hold the *sample* of every row; a sample with two views in one run appears twice.
             Always-on parts are recorded under the unit ``always``.
-        left_out: (unit, sample, how many) of points that were left out so that the budget holds.
+        left_out: (unit, sample, how many) of points that were left out so that the budget holds; under ``DEPTH`` those
+            of the newest LiDAR sweep that would have measured depths for the views.
     """
 
     num_samples: int

@@ -154,7 +154,9 @@ class Stream:
         try:
             available = self.model.available(batch)
             plan = self.model.plan_of(choice[None].to(self.device), available)
-            output = self.model(batch, plan=plan, is_capped=True)
+            # As where the model routes by itself: a route given from elsewhere, or a budget of 1, asks for no bound.
+            is_capped = self.route_of is None and self.settings.budget < 1
+            output = self.model(batch, plan=plan, is_capped=is_capped)
         finally:
             hook.remove()
         ms["trunk"] = watch.lap()

@@ -21,6 +21,10 @@ from tests.fusion.small_model import small_batch
 from tests.fusion.test_dispatch import assert_equal_outputs
 
 MODEL = adaptive_model()
+ASKED = 0.99
+"""The largest budgets hold points, too; a budget of 1 asks for no bound."""
+ALL_ON = Allocation(ASKED, None, (math.inf, math.inf), cap=1.0)
+"""The full route of a budget below 1."""
 LIMITS = {"LIDAR": MODEL.lidar.num_points, "RADAR": MODEL.radar.num_points}
 pytestmark = pytest.mark.filterwarnings("ignore:.*that a budget pays for:UserWarning")
 
@@ -105,7 +109,7 @@ def test_no_input_makes_a_sample_cost_more_than_its_cap(samples, ask, score, lea
             MODEL.router.bias += torch.tensor([0.0, wants / 2, wants])
         if is_shared:
             caps = caps[:1] * len(samples)
-            found = run(batch, 1.0, Allocation(1.0, caps[0], (0.5, 0.5), token_threshold=lead, cap=caps[0]))
+            found = run(batch, caps[0], Allocation(least, caps[0], (0.5, 0.5), token_threshold=lead, cap=caps[0]))
         else:
             MODEL.exits.thresholds = (0.5, 0.5)
             found = run(batch, torch.tensor(caps, dtype=torch.float64))
@@ -120,7 +124,7 @@ def test_no_input_makes_a_sample_cost_more_than_its_cap(samples, ask, score, lea
 def test_the_full_route_of_a_budget_costs_one_at_most():
     """Without the thinning this sample would cost more than everything does."""
     batch = crowded([40_000, 3], [60, 8_000])
-    shared = run(batch, 1.0, Allocation(1.0, None, (math.inf, math.inf), cap=1.0))
+    shared = run(batch, ASKED, ALL_ON)
     assert max(spent(shared)) <= 1 + 1e-9
     assert shared.trace.left_out == [("LIDAR", 0, 39_600), ("RADAR", 0, 10), ("RADAR", 1, 7_950)]
     whole = MODEL(batch, plan=MODEL.full_plan(batch))  # decided elsewhere: no budget is in force
@@ -129,17 +133,33 @@ def test_the_full_route_of_a_budget_costs_one_at_most():
     assert spent(MODEL(batch, plan=MODEL.full_plan(batch), is_capped=True)) == pytest.approx(spent(shared))
 
 
+def test_a_budget_of_one_asks_for_no_bound():
+    """Each sample for itself; where an allocation decides, what was asked counts, not what the route may cost."""
+    batch = crowded([40_000, 40_000], [60, 8_000])
+    plan = MODEL.full_plan(batch).choice
+    found = run(batch, torch.tensor([1.0, ASKED], dtype=torch.float64))
+    assert torch.equal(found.plan.choice[0], plan[0])
+    assert spent(found)[0] > 1 >= spent(found)[1]
+    assert {row for _, row, _ in found.trace.left_out} == {1}
+    for allocation in (None, replace(ALL_ON, budget=1.0)):
+        free = run(batch, 1.0, allocation)
+        assert free.trace.left_out == []
+        assert min(spent(free)) > 1
+    kept = thinned(points_of([9, 9, 3], len(LIDAR_FIELDS)), 4, torch.tensor([False, True, True]))
+    assert num_points_of(kept).tolist() == [9, 4, 3]
+
+
 @torch.no_grad()
 def test_a_sample_among_others_is_thinned_as_it_is_alone():
     batch = crowded([3_000, 100, 401], [7, 500, 50])
-    together = run(batch, 1.0)
+    together = run(batch, ASKED)
     first = replace(batch, lidar=batch.lidar.rows(torch.tensor([0])), radar=batch.radar.rows(torch.tensor([0])))
     taken = small_batch(3)
     alone = replace(small_batch(1), **_row(taken, 0), lidar=first.lidar, radar=first.radar)
     plan = MODEL.plan_of(together.plan.choice[:1], MODEL.available(alone))
     own = MODEL(alone, plan=plan, is_capped=True)
     assert_equal_outputs(together.head.select(torch.tensor([0])), own.head)
-    masked = MODEL(batch, budget=1.0, execution="masked")
+    masked = MODEL(batch, budget=ASKED, execution="masked")
     assert_equal_outputs(together.head, masked.head)
     assert {"LIDAR", "RADAR"} >= {name for name, _, _ in masked.trace.left_out}
 
@@ -193,9 +213,15 @@ def test_measured_depths_cost_no_more_than_they_are_priced_at(monkeypatch):
     monkeypatch.setattr(
         cameras, "depths_of", lambda points, *a: (seen.append(num_points_of(points)), depths_of(points, *a))[1]
     )
-    run(crowded([2_000, 10, 301], [5, 5, 5]), 1.0)
+    batch = crowded([2_000, 10, 301], [5, 5, 5])
+    batch.lidar.points[:500, LIDAR_FIELDS.index("lag_s")] = 0.5  # measure no depths in any case
+    found = run(batch, ASKED, ALL_ON)
     assert seen
     assert {tuple(one.tolist()) for one in seen} == {(300, 10, 300)}
+    assert sorted(found.trace.left_out) == [("DEPTH", 0, 1_200), ("DEPTH", 2, 1), ("LIDAR", 0, 1_600)]
+    seen.clear()
+    run(batch, 1.0)
+    assert {tuple(one.tolist()) for one in seen} == {(2_000, 10, 301)}  # older sweeps are left out behind this
     lagging = points_of([400], len(LIDAR_FIELDS))
     lagging.points[:250, LIDAR_FIELDS.index("lag_s")] = 0.5
     assert num_points_of(cameras.within_price(lagging)).tolist() == [150]
@@ -204,7 +230,7 @@ def test_measured_depths_cost_no_more_than_they_are_priced_at(monkeypatch):
 def test_a_user_is_told():
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        run(crowded([4_000], [5]), 1.0)
+        run(crowded([4_000], [5]), ASKED, ALL_ON)
     assert ["more than the 400 points" in str(one.message) for one in told] == [True]
     assert "\n" not in str(told[0].message)
 

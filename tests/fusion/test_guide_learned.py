@@ -3,6 +3,7 @@
 import copy
 import functools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -30,6 +31,8 @@ EGO_FROM_CAMERA = torch.tensor([[0.0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0
 IMAGE_FROM_CAMERA = torch.tensor([[32.0, 0, 32], [0, 32, 16], [0, 0, 1]])[None]
 POSE = (IMAGE_FROM_CAMERA, EGO_FROM_CAMERA, torch.tensor([0]))
 GRID = BevGrid.square(20.0, 10.0)  # centres at -15, -5, 5, 15
+LOW = torch.arange(4).repeat_interleave(8).expand(6, 32) / 8
+"""Scores of the views of a sample without points: patches in a line are alike, the lower lines come first."""
 VIT = {"depth": 2, "embed_dim": 16, "num_heads": 2, "patch_size": 8}
 
 
@@ -165,9 +168,8 @@ def test_the_guide_runs_first_where_the_route_runs_it_and_is_never_run_for_the_c
     assert output.unguided.tolist() == [False, True]
     scores = model.cameras.encoder.method.scores
     torch.testing.assert_close(scores[:6], guided[:6])
-    counted = counted_scores(model, batch)
-    assert torch.equal(scores[6:], counted[6:])
-    assert not torch.allclose(guided[6:], counted[6:])
+    assert torch.equal(scores[6:], LOW)  # its points are there, but the route does not look at them
+    assert not torch.allclose(guided[6:], LOW)
     calls.clear()
     choice[:, LIDAR_UNIT] = SKIP
     output = model(batch, plan=model.plan_of(choice, model.available(batch)))
@@ -178,26 +180,33 @@ def test_the_guide_runs_first_where_the_route_runs_it_and_is_never_run_for_the_c
     assert model(batch, plan=model.plan_of(choice, model.available(batch))).unguided.tolist() == [False, False]
 
 
-def counted_scores(model: FusionModel, batch) -> torch.Tensor:
-    """Of the points, for every view."""
-    camera = batch.camera
-    pose = (camera.image_from_camera.flatten(0, 1), camera.ego_from_camera.flatten(0, 1), torch.arange(12) // 6)
-    return guide_scores(batch.lidar, *pose, (32, 64), (32, 64), model.cameras.encoder)
+@torch.no_grad()
+@pytest.mark.parametrize("fallback", ["points", "low"])
+def test_what_the_route_skips_is_not_looked_at(fallback):
+    """Lost, skipped or not even read (as in a stream) are the same: the lower patches."""
+    model, batch = learned_model(fallback=fallback), small_batch(2, lost=((0, "LIDAR_TOP"),))
+    choice = model.full_plan(batch).choice
+    choice[1, LIDAR_UNIT] = SKIP
+    plan = model.plan_of(choice, model.available(batch))
+    for read in (batch, replace(batch, lidar=batch.lidar.where(torch.zeros(len(batch.lidar.points)) > 0))):
+        assert model(read, plan=plan).unguided.tolist() == [True, True]
+        assert torch.equal(model.cameras.encoder.method.scores, torch.cat([LOW, LOW]))
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("fallback", ["points", "low"])
-def test_without_the_guide_its_declared_rule_chooses(fallback):
-    model, batch = learned_model(fallback=fallback), small_batch(2, lost=((0, "LIDAR_TOP"),))
-    choice = model.full_plan(batch).choice
-    choice[1, LIDAR_UNIT] = SKIP
-    output = model(batch, plan=model.plan_of(choice, model.available(batch)))
-    assert output.unguided.tolist() == [True, True]
-    scores = model.cameras.encoder.method.scores.view(2, 6, 4, 8)
-    low = torch.tensor([0.0, 0.125, 0.25, 0.375])[:, None].expand(2, 6, 4, 8)
-    assert torch.equal(scores[0], low[0])  # lost: no points
-    assert torch.equal(scores[1], low[1]) == (fallback == "low")
-    assert torch.equal(scores[1], counted_scores(model, batch).view(2, 6, 4, 8)[1]) == (fallback == "points")
+def test_points_of_a_guide_that_has_not_run_may_be_counted(fallback):
+    """Where they are given: of two samples the second has run."""
+    batch, encoder = small_batch(2), at_rest().cameras.encoder
+    made = GuideScore(12, BEV, fallback=fallback).eval()
+    camera = batch.camera
+    pose = (camera.image_from_camera.flatten(0, 1), camera.ego_from_camera.flatten(0, 1), torch.arange(12) // 6)
+    counted = guide_scores(batch.lidar, *pose, (32, 64), (32, 64), encoder)
+    ran = GuideBev(torch.ones(2, 12, *BEV.shape), torch.tensor([False, True]))
+    scores = made(ran, batch.lidar, *pose, (32, 64), (32, 64), encoder)
+    assert not torch.equal(counted[:6], LOW)
+    assert torch.equal(scores[:6], counted[:6] if fallback == "points" else LOW)
+    assert not torch.allclose(scores[6:], counted[6:])
 
 
 @torch.no_grad()
@@ -239,6 +248,22 @@ def test_a_guide_in_the_first_group_of_exits_is_used_by_the_cameras_after_it():
     torch.testing.assert_close(model.cameras.encoder.method.scores, plain.cameras.encoder.method.scores)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("group", [("radar",), ("camera", "lidar")])
+def test_samples_that_left_before_the_cameras_were_not_unguided(group):
+    """The first of two leaves at the exit over the first group; the route of both skips the guide."""
+    model, batch = learned_model(exits=exits(*group)), small_batch(2)
+    choice = model.full_plan(batch).choice
+    choice[:, LIDAR_UNIT] = SKIP
+    model.exits.set_thresholds([0.5])
+    model.exits.policy = lambda history: torch.tensor([1.0, 0.0])
+    model.exits.policy.looks_back = False
+    output = model(batch, plan=model.plan_of(choice, model.available(batch)))
+    assert output.exits.exit_of.tolist() == [0, 1]
+    assert output.trace.ran("CAM_FRONT") == [group != ("radar",), True]
+    assert output.unguided.tolist() == output.trace.ran("CAM_FRONT")
+
+
 def test_prices_count_the_score():
     """BEV of 16 x 16 cells and 12 channels to 8 features; three places per cell in each view."""
     model = at_rest()
@@ -264,6 +289,11 @@ def test_user_mistakes():
         FusionModel(model.cameras, *parts)
     with pytest.raises(ValueError, match="expected a scorer for the radar's 4 channels"):
         FusionModel(model.cameras, *parts, camera_guide="radar")
+    moved = BevGrid((BEV.x_range_m[0] + BEV.cell_m, BEV.x_range_m[1] + BEV.cell_m), BEV.y_range_m, BEV.cell_m)
+    shifted = copy.copy(model.cameras)
+    shifted._modules = {**model.cameras._modules, "scorer": GuideScore(12, moved)}
+    with pytest.raises(ValueError, match="expected a scorer for the lidar's 12 channels"):
+        FusionModel(shifted, *parts, camera_guide="lidar")
     with pytest.raises(ValueError, match="expected a model with lidar"):
         FusionModel(model.cameras, None, *parts[1:], camera_guide="lidar")
     with pytest.raises(ValueError, match="among the sensors that run with them"):

@@ -144,6 +144,7 @@ def score_run(options: Options, overrides: list[str], console):
         sensor_shares=result.sensor_shares(),
         branch_shares=result.branch_shares(),
         official=options.official,
+        **result.went_without(),
         **parts,
     )
     return metrics, parts

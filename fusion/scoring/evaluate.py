@@ -44,6 +44,9 @@ class EvaluationResult:
             lost; None where nobody said.
         gate: the router's weight of each unit, the chance that it runs; NaN where the unit is absent.
         ego_yaw_rad: heading of the vehicle in the global frame, counter-clockwise.
+        points_left_out: by unit, how many points of each sample were left out so that its budget held
+            (``ExecutionTrace.left_out``); units of which none was are no key.
+        unguided: samples whose cameras ran without the learned guide of their patches; None without such a guide.
     """
 
     detections: dict[str, Boxes]
@@ -60,6 +63,8 @@ class EvaluationResult:
     severity: Float[np.ndarray, "n 12"] | None = None
     gate: Float[np.ndarray, "n u"] | None = None
     ego_yaw_rad: Float[np.ndarray, "n"] | None = None
+    points_left_out: dict[str, Int[np.ndarray, "n"]] = field(default_factory=dict)
+    unguided: Bool[np.ndarray, "n"] | None = None
 
     @property
     def mean_gflops(self) -> float:
@@ -91,6 +96,16 @@ class EvaluationResult:
             }
             for row, unit in enumerate(UNITS)
         }
+
+    def went_without(self) -> dict:
+        """What samples had to do without, for ``metrics.json``: mean points left out by unit, and the share of samples
+        that were not guided. Neither is there where it would be zero."""
+        found = {}
+        if self.points_left_out:
+            found["points_left_out"] = {unit: float(counts.mean()) for unit, counts in self.points_left_out.items()}
+        if self.unguided is not None and self.unguided.any():
+            found["unguided"] = float(self.unguided.mean())
+        return found
 
     def summary(self) -> dict:
         """What it cost, as plain values for ``metrics.json``."""
@@ -199,6 +214,8 @@ class _Parts:
     severity: list[np.ndarray | None] = field(default_factory=list)
     gate: list[np.ndarray] = field(default_factory=list)
     ego_yaw_rad: list[np.ndarray] = field(default_factory=list)
+    left_out: list[tuple[str, int, int]] = field(default_factory=list)
+    unguided: list[np.ndarray | None] = field(default_factory=list)
     loading_s: float = 0.0
     digest: InputDigest = field(default_factory=InputDigest)
 
@@ -208,7 +225,9 @@ class _Parts:
         poses = zip(batch.ego_from_ego_aug.cpu(), batch.global_from_ego.cpu(), strict=True)
         for token, found, (ego_from_ego_aug, global_from_ego) in zip(batch.tokens, boxes, poses, strict=True):
             self.detections[token] = to_global(found, ego_from_ego_aug, global_from_ego)
+        self.left_out += [(unit, len(self.gflops) + row, count) for unit, row, count in trace.left_out]
         self.gflops += trace.gflops()
+        self.unguided.append(None if output.unguided is None else output.unguided.cpu().numpy())
         self.branch.append(executed_branches(trace))
         self.present.append(batch.unit_present.cpu().numpy())
         self.batch_ms.append(ms_per_sample)
@@ -240,4 +259,12 @@ class _Parts:
             severity=None if any(part is None for part in self.severity) else np.concatenate(self.severity),
             gate=np.concatenate(self.gate),
             ego_yaw_rad=np.concatenate(self.ego_yaw_rad),
+            points_left_out=self._points_left_out(),
+            unguided=None if any(part is None for part in self.unguided) else np.concatenate(self.unguided),
         )
+
+    def _points_left_out(self) -> dict[str, np.ndarray]:
+        found: dict[str, np.ndarray] = {}
+        for unit, row, count in self.left_out:
+            found.setdefault(unit, np.zeros(len(self.gflops), np.int64))[row] += count
+        return found

@@ -91,6 +91,33 @@ def test_budget_and_foreign_plans_reach_the_model():
     np.testing.assert_allclose(planned.gflops, ALWAYS_GFLOPS + UNIT_GFLOPS / 2)
 
 
+class GoingWithout(RememberingModel):
+    """Leaves points of each batch's second sample out and does not guide its first, unless told not to."""
+
+    is_short = True
+
+    def forward(self, batch, **options):
+        output = super().forward(batch, **options)
+        if self.is_short:
+            output.trace.left_out += [("LIDAR", 1, 30), ("LIDAR", 1, 10), ("DEPTH", 0, 2)]
+        return replace(output, unguided=torch.tensor([self.is_short, False]))
+
+
+def test_what_samples_went_without_is_told():
+    batches = [random_batch(2, seed=seed, image_size_px=(16, 32), num_points=40) for seed in (1, 2)]
+    model = GoingWithout()
+    found = evaluate_model(model, batches)
+    assert {unit: counts.tolist() for unit, counts in found.points_left_out.items()} == {
+        "LIDAR": [0, 40, 0, 40],
+        "DEPTH": [2, 0, 2, 0],
+    }
+    assert found.unguided.tolist() == [True, False, True, False]
+    assert found.went_without() == {"points_left_out": {"LIDAR": 20.0, "DEPTH": 1.0}, "unguided": 0.5}
+    model.is_short = False
+    assert evaluate_model(model, batches).went_without() == {}
+    assert evaluate_model(RememberingModel(), batches).went_without() == {}
+
+
 def test_the_greater_branch_counts_and_always_on_parts_are_no_unit():
     trace = ExecutionTrace(2)
     trace.add("always", "head", (0, 1), 1.0)

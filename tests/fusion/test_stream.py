@@ -138,6 +138,27 @@ def test_boxes_under_any_plan_are_those_of_evaluation(opened):
         np.testing.assert_allclose(frame.boxes.score, plain.detections[frame.token].score, atol=1e-5)
 
 
+def test_points_are_thinned_where_a_budget_below_one_decides_and_nowhere_else(opened, monkeypatch):
+    """As in evaluation: not under a given route, and not at a budget of 1."""
+    bounds = []
+    forward = opened.model.forward
+    monkeypatch.setattr(opened.model, "forward", lambda *a, **k: (bounds.append(k["is_capped"]), forward(*a, **k))[1])
+    for branch in opened.model.lidar.num_points:
+        monkeypatch.setitem(opened.model.lidar.num_points, branch, 1)
+    route = [SKIP] * 6 + [FULL, FULL]
+    given = list(stream_of(opened, route=route).run(range(3)))
+    list(stream_of(opened, settings=StreamSettings(budget_of(opened.model, 0.3))).run(range(1)))
+    list(stream_of(opened, settings=StreamSettings(1.0)).run(range(1)))
+    assert bounds == [False] * 3 + [True, False]
+    monkeypatch.setattr(opened.model, "forward", forward)
+    plain = evaluate_model(
+        opened.model,
+        opened.data.evaluation_loader("small_train", batch_size=1),
+        plan_source=lambda batch: opened.model.plan_of(torch.tensor([route]), opened.model.available(batch)),
+    )
+    np.testing.assert_allclose([frame.gflops for frame in given], plain.gflops[:3], rtol=1e-6)
+
+
 class CountedPolicy(ArgmaxPolicy):
     resets = 0
 

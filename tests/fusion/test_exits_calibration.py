@@ -1,29 +1,18 @@
 """Temperatures, conformal quantiles, thresholds that keep a cost: against torchmetrics, brute force and arithmetic."""
 
-import itertools
 import math
 
 import pytest
 import torch
 from torchmetrics.functional.classification import binary_calibration_error
 
-from fusion.routing.plan import FULL, SKIP
-from fusion.trunk.exits_calibration import (
-    CalibratedExits,
-    budgeted_thresholds,
-    exits_of,
-    geometric_shares,
-    leaving_gflops,
-    read_calibration,
-    solved_thresholds,
-    thresholds_for_cost,
-    write_calibration,
-)
+from fusion.adaptive.observe import Observation
+from fusion.adaptive.reliable import PeakTable
+from fusion.adaptive.search import allocated, candidates
+from fusion.adaptive.settings import Setting
+from fusion.trunk.exits_calibration import exits_of, geometric_shares
 from fusion.trunk.exits_peaks import NOTHING, Peaks
-from fusion.trunk.exits_policies import MaxProb
 from fusion.trunk.exits_reliability import conformal_quantile, fit_temperature, labelled_logits, reliability
-from tests.fusion.exit_toys import exit_model
-from tests.fusion.small_model import small_batch
 
 
 def drawn(n, num_early, seed):
@@ -87,106 +76,57 @@ def test_labelled_logits_leave_out_what_is_no_peak():
     assert logits[0] == peaks.logits[0, 0].max()
 
 
-def test_budgeted_thresholds_take_the_asked_shares():
-    scores, _, _ = drawn(1000, 3, 0)
-    shares = geometric_shares(0.5, 4)
-    assert shares == pytest.approx([8 / 15, 4 / 15, 2 / 15, 1 / 15])
-    left = exits_of(scores, budgeted_thresholds(scores, shares))
-    assert torch.bincount(left, minlength=4).tolist() == pytest.approx([1000 * share for share in shares], abs=1)
+def family_of(scores, losses, costs, asked) -> float:
+    """MSDNet's budgeted batches: q_k ~ p^k leave at exit k, the surest first; mean loss at the p that spends most."""
+    best = (0.0, math.inf)
+    for power in torch.linspace(-12, 12, 200).tolist():
+        still, left = torch.ones(len(scores), dtype=torch.bool), torch.full((len(scores),), scores.shape[1])
+        for number, share in enumerate(geometric_shares(math.exp(power), costs.shape[1])[:-1]):
+            column = scores[:, number].masked_fill(~still, -math.inf)
+            goes = column.argsort(descending=True)[: min(round(share * len(scores)), int(still.sum()))]
+            left[goes], still[goes] = number, False
+        cost, loss = (float(table.gather(1, left[:, None]).mean()) for table in (costs, losses))
+        best = max(best, (cost, loss)) if cost <= asked else best
+    return best[1]
 
 
 @pytest.mark.parametrize("num_early", [1, 3])
 @pytest.mark.parametrize("asked", [1.4, 2.0, 2.7])
-def test_calibrated_thresholds_hit_the_asked_cost_on_other_samples(num_early, asked):
-    scores, _, costs = drawn(2000, num_early, 0)
-    thresholds, spent = thresholds_for_cost(scores, costs, asked)
-    assert asked * 0.99 < float(spent.mean()) <= asked * (1 + 1e-6)
+def test_exits_alone_keep_the_asked_cost_on_other_samples_and_lose_hardly_more_than_budgeted_batches(num_early, asked):
+    scores, losses, costs = drawn(2000, num_early, 0)
+    none = PeakTable(torch.zeros(2000, 1, 1), torch.zeros(2000, 1, 1, dtype=torch.int64))
+    tables = (table.double() for table in (scores, losses, costs))
+    zeros = torch.zeros(2000, dtype=torch.float64)
+    observed = Observation(Setting(None), *tables, (0.0,) * num_early, zeros, none)
+    one = allocated(candidates([observed]), asked, ("exits",))
+    assert one.route_budget is None
+    step = float((costs[:, -1] - costs[:, 0]).mean()) / 39 if num_early == 1 else 0.03 * asked
+    assert asked - 1.1 * step < one.mean_cost <= asked + 1e-9, "all but a step of the quantiles"
+    worth = float((losses[:, 0] - losses[:, -1]).max()) / 39  # of a step, in loss
+    assert one.loss <= family_of(scores, losses, costs, asked) + worth
     scores, _, costs = drawn(2000, num_early, 1)
-    fresh = costs.gather(1, exits_of(scores, thresholds)[:, None])
+    fresh = costs.gather(1, exits_of(scores, one.thresholds)[:, None])
     error = float(fresh.std()) / math.sqrt(len(fresh))
-    assert abs(float(fresh.mean()) - asked) < max(0.03 * asked, 2 * error)
+    assert abs(float(fresh.mean()) - one.mean_cost) < 3 * math.hypot(error, one.standard_error)
 
 
-def test_what_no_threshold_can_keep():
-    scores, losses, costs = drawn(50, 2, 0)
-    assert thresholds_for_cost(scores, costs, 99.0)[0] == [math.inf, math.inf]
-    with pytest.raises(ValueError, match="first exit"):
-        thresholds_for_cost(scores, costs, 0.5)
-    with pytest.raises(ValueError, match="expected samples"):
-        thresholds_for_cost(scores[:0], costs[:0], 2.0)
-    with pytest.raises(ValueError, match="worst"):
-        solved_thresholds(scores, losses, costs, 9.0, worst_cost=0.5)
+def test_exits_alone_cannot_cost_less_than_the_first():
+    scores, losses, costs = (table.double() for table in drawn(50, 2, 0))
+    none = PeakTable(torch.zeros(50, 1, 1), torch.zeros(50, 1, 1, dtype=torch.int64))
+    observed = Observation(Setting(None), scores, losses, costs, (0.0, 0.0), torch.zeros_like(costs[:, 0]), none)
+    found = candidates([observed])
+    assert allocated(found, float(costs[:, 0].mean()) - 0.01, ("exits",)) is None
+    everyone = allocated(found, float(costs[:, 0].mean()) + 1e-6, ("exits",))
+    assert exits_of(scores, everyone.thresholds).tolist() == [0] * 50
 
 
 def test_nan_scores_never_leave():
     scores = torch.tensor([[math.nan], [0.1], [0.9]])
-    thresholds = budgeted_thresholds(scores, [1.0, 0.0])
-    assert exits_of(scores, thresholds).tolist() == [1, 0, 0]
+    assert exits_of(scores, [-math.inf]).tolist() == [1, 0, 0]
 
 
-def test_the_solver_is_as_good_as_trying_every_order():
-    """One early exit: every threshold that makes a difference is tried by hand."""
-    scores, losses, costs = drawn(12, 1, 3)
-    solved = solved_thresholds(scores, losses, costs, 2.0, num_levels=200)
-    best = math.inf
-    for threshold in [-math.inf, *scores[:, 0].tolist(), math.inf]:
-        left = exits_of(scores, [threshold])[:, None]
-        if float(costs.gather(1, left).mean()) <= 2.0:
-            best = min(best, float(losses.gather(1, left).mean()))
-    assert float(losses.gather(1, exits_of(scores, solved)[:, None]).mean()) == pytest.approx(best)
-
-
-def test_the_worst_cost_forbids_depth():
-    scores, losses, costs = drawn(200, 2, 0)
-    solved = solved_thresholds(scores, losses, costs, 9.0, worst_cost=2.3)
-    left = exits_of(scores, solved)
-    assert int(left.max()) == 1
-    assert float(costs.gather(1, left[:, None]).max()) <= 2.3
-    # More to spend is never worse.
-    means = []
-    for mean in (1.5, 2.0, 2.5, 4.0):
-        left = exits_of(scores, solved_thresholds(scores, losses, costs, mean))[:, None]
-        assert float(costs.gather(1, left).mean()) <= mean
-        means.append(float(losses.gather(1, left).mean()))
-    assert all(later <= earlier for earlier, later in itertools.pairwise(means))
-
-
-@torch.no_grad()
-def test_leaving_costs_are_what_the_trace_says():
-    """Cameras alone, so that prices do not depend on points."""
-    model = exit_model((-1, 0), first_group=["radar"])
-    batch = small_batch(2)
-    choice = torch.full((2, 8), FULL)
-    choice[:, 6:] = SKIP
-    choice[1, :3] = SKIP
-    plan = model.plan_of(choice, model.available(batch))
-    costs = leaving_gflops(model.prices(), model.exits, plan.choice, with_router=False)
-    for number, thresholds in enumerate(([-math.inf, math.inf], [2.0, -math.inf], [2.0, 2.0])):
-        model.exits.set_thresholds(thresholds)
-        output = model(batch, plan=plan)
-        if number:  # at the first nobody may leave: no sensor of the first group has run
-            assert output.exits.exit_of.tolist() == [number] * 2
-            assert output.trace.gflops() == pytest.approx(costs[:, number].tolist(), rel=1e-5)
-    full = model.prices().always_gflops - model.prices().always["router"]
-    units = [6 * model.prices().units[0]["full"], 3 * model.prices().units[0]["full"]]
-    assert costs[:, -1].tolist() == pytest.approx([full + unit for unit in units], rel=1e-5)
-
-
-def test_thresholds_belong_to_a_checkpoint(tmp_path):
-    exits = exit_model((0,)).exits
-    calibrated = CalibratedExits(0.7, (0.8,), (1.5,), 0.69, 0.01, 100, "val", "abc", "MaxProb")
-    write_calibration(tmp_path / "exits.json", calibrated)
-    again = read_calibration(tmp_path / "exits.json")
-    assert again == calibrated
-    again.apply(exits, "abc")
-    assert (exits.thresholds, exits.temperatures) == ((0.8,), (1.5,))
-    with pytest.raises(ValueError, match="this checkpoint"):
-        again.apply(exits, "other")
-    with pytest.raises(ValueError, match="policy"):
-        CalibratedExits(0.7, (0.8,), (1.5,), 0.69, 0.01, 100, "val", "abc", "Margin").apply(exits, "abc")
-    with pytest.raises(FileNotFoundError, match="calibrate"):
-        read_calibration(tmp_path / "none.json")
-    assert isinstance(exits.policy, MaxProb)
+def test_shares_are_geometric():
+    assert geometric_shares(0.5, 4) == pytest.approx([8 / 15, 4 / 15, 2 / 15, 1 / 15])
 
 
 def test_many_combinations_of_thresholds_leave_as_each_of_them():

@@ -106,6 +106,9 @@ def mistake_of(error: BaseException) -> str | None:
         return f"expected keys that the configured class takes, got another: {error}; remove it"
     if is_wrapped and isinstance(error, TypeError) and re.search(r"missing (a|\d+) required .*arguments?:", str(error)):
         return f"expected all keys that the configured class needs, some are not there: {error}; set them"
+    if is_wrapped and isinstance(error, omegaconf.errors.OmegaConfBaseException) and "is not in struct" in str(error):
+        plus = f"check its spelling, or write + before a key that is new: +{error.full_key}=..."
+        return f"{str(error).splitlines()[0]}; {plus}"
     if isinstance(error, yaml.YAMLError):
         return f"expected YAML in a setting or configuration, got a text that is none: {' '.join(str(error).split())}"
     config_errors = (hydra.errors.HydraException, omegaconf.errors.OmegaConfBaseException)

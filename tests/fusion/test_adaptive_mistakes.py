@@ -6,12 +6,32 @@ from pathlib import Path
 import pytest
 import torch
 
+from fusion.adaptive.allocation import SharedBudget, bounded_route
+from fusion.adaptive.files import FILE, write_shared_budget
 from fusion.cli import main
 from fusion.commands.adaptive import Options, checked_budgets
 from fusion.commands.compose import compose, instantiate
 from fusion.stages import Stage
 from fusion.task import FusionTask
 from tests.fusion.adaptive_toys import adaptive_model
+from tests.fusion.remembering_model import scorable_small_set
+from tests.fusion.routed_run import SMALL_SET, write_routed_run
+
+VIT = "{_target_: fusion.encoders.vit.VitViewEncoder, backbone: resnet18, channels: 48, num_depths: 40, "
+VIT += "method: {_target_: fusion.encoders.vit_tokens.EVit, keep: 0.5}}"
+FEW = (*SMALL_SET, "data.lidar_sweeps=1", "data.radar_sweeps=1")
+
+
+@pytest.fixture(scope="module")
+def town(tmp_path_factory) -> Path:
+    """Seven samples."""
+    return scorable_small_set(tmp_path_factory.mktemp("small")).root
+
+
+@pytest.fixture(scope="module")
+def run(town, tmp_path_factory) -> Path:
+    """A run with a router."""
+    return write_routed_run(tmp_path_factory.mktemp("runs") / "run", town, *FEW)
 
 
 def mistake(arguments: list[str], capsys) -> str:
@@ -33,6 +53,10 @@ def mistake(arguments: list[str], capsys) -> str:
         (["model=tiny", "+model.camera_guide=lidar"], "VitViewEncoder with method GuidedKeep"),
         (["model=tiny", "+model.cameras.encoder.method={_target_: fusion.encoders.vit_tokens.ToMe}"], "method"),
         (["model=tiny", "+model.lidar.keep_regions=0.5"], "below 1 with regions"),
+        (
+            ["model=tiny", "~model.cameras.encoder", f"+model.cameras.encoder={VIT}"],
+            "expected a Vision Transformer of timm for a token method, got 'resnet18'",
+        ),
     ],
 )
 def test_models_that_do_not_fit(overrides, message, capsys):
@@ -70,6 +94,43 @@ def test_the_least_budget_counts_every_exit():
 def test_a_stage_that_trains_nothing():
     with pytest.raises(ValueError, match="stage 'idle': expected something to train"):
         FusionTask(adaptive_model(), [Stage("idle", 1.0, trainable=())])
+
+
+def test_training_with_a_stage_that_trains_nothing(town, tmp_path, capsys):
+    words = [f"data.root={town}", *FEW, "data.num_workers=0", f"run_dir={tmp_path / 'run'}"]
+    message = mistake(["train", "stages=full", "+stages.stages.0.trainable=[]", *words], capsys)
+    assert message == "dynfusion train: stage 'full': expected something to train; got trainable=[]"
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("budget", ["1.3", "0.01"])
+def test_budgets_that_no_model_can_keep(budget, run, capsys):
+    message = mistake(["evaluate", f"run={run}", f"budget={budget}", "device=cpu"], capsys)
+    assert message.startswith("dynfusion evaluate: expected a budget in [")
+    assert f", got {budget}; ask for" in message
+    assert not (run / "metrics.json").exists()
+
+
+def test_settings_that_were_found_for_other_weights(run, capsys):
+    """All else fits: a router alone, one allocation."""
+    write_shared_budget(run / FILE, SharedBudget([bounded_route(1.0)], (), "0123456789abcdef"), "v1.0-small", 7)
+    try:
+        message = mistake(["evaluate", f"run={run}", "device=cpu"], capsys)
+    finally:
+        (run / FILE).unlink()
+    assert message.startswith("dynfusion evaluate: expected settings calibrated on this checkpoint (")
+    assert message.endswith("got those of 0123456789abcdef; calibrate again: dynfusion adaptive run=RUN")
+    assert not (run / "metrics.json").exists()
+
+
+def test_keys_that_are_not_there_yet(capsys):
+    """A misspelt key, and one that must be added with a plus."""
+    message = mistake(["summary", "model=tiny", "model.cameras.encoder.image_size_px=[64,176]"], capsys)
+    assert message == (
+        "dynfusion summary: Key 'image_size_px' is not in struct; check its spelling, or write + before a key that is "
+        "new: +model.cameras.encoder.image_size_px=..."
+    )
+    assert "or write + before a key that is new: +modle=..." in mistake(["summary", "modle=tiny"], capsys)
 
 
 def test_runs_and_merges_that_are_not_there(tmp_path, capsys):

@@ -14,6 +14,7 @@ from fusion.trunk.exits_calibration import exits_of
 
 TECHNIQUES = ("router", "exits", "tokens")
 _MOST_COMBINATIONS = 2000
+_LEVELS_OF_ONE_EXIT, _LEVELS = 201, 41
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,12 @@ class Candidate:
     richer: tuple[Observation, ...] = ()
 
 
-def candidates(observations: Sequence[Observation], num_levels: int = 41) -> list[Candidate]:
+def candidates(observations: Sequence[Observation], num_levels: int | None = None) -> list[Candidate]:
     """Every observed setting with every combination of exit thresholds on a grid of quantiles.
 
     Args:
-        num_levels: quantiles tried per exit, from everybody (0) to nobody (infinity); fewer with many exits. Steps of
-            a few percent of the samples: with coarse ones a budget is kept, but not made use of.
+        num_levels: quantiles tried per exit, from everybody (0) to nobody (infinity); None for 201 with one exit and
+            41 with two; fewer with more. With coarse steps a budget is kept, but not made use of.
     """
     return [one for own in observations for one in _of_setting(own, num_levels, _richer(own, observations))]
 
@@ -52,8 +53,9 @@ def _richer(own: Observation, observations: Sequence[Observation]) -> tuple[Obse
     return tuple(one for one in same if (one.setting.route_budget or 0.0) > bound)
 
 
-def _of_setting(observed: Observation, num_levels: int, richer: tuple[Observation, ...]) -> list[Candidate]:
+def _of_setting(observed: Observation, num_levels: int | None, richer: tuple[Observation, ...]) -> list[Candidate]:
     num_early = observed.scores.shape[1]
+    num_levels = num_levels or (_LEVELS_OF_ONE_EXIT if num_early == 1 else _LEVELS)
     num_levels = min(num_levels, max(int(_MOST_COMBINATIONS ** (1 / max(num_early, 1))), 3))
     columns = [_levels(observed.scores[:, number], num_levels) for number in range(num_early)]
     found = []

@@ -100,12 +100,14 @@ def score_run(options: Options, overrides: list[str], console):
     from fusion.commands.runs import device_named, open_run
     from fusion.report.gallery import save_report_samples, save_sample_detections
     from fusion.robustness.cells import CLEAN
+    from fusion.routing.budget import checked_budget
     from fusion.scoring.evaluate import evaluate_model
     from fusion.scoring.metrics import write_metrics
     from fusion.scoring.routes import by_view, routes_by_condition
     from fusion.scoring.submission import SubmissionMeta, write_submission
 
     opened = open_run(Path(options.run), overrides, options.allow)
+    checked_budget(options.budget, 1, opened.model.min_budget)  # also where the run's route does not look at it
     split = options.split or opened.config.data.val_split
     device = device_named(options.device)
     loader = opened.data.evaluation_loader(split)

@@ -111,6 +111,13 @@ def test_budgets_that_no_model_can_keep(budget, run, capsys):
     assert not (run / "metrics.json").exists()
 
 
+def test_budgets_are_looked_at_where_the_route_is_not_the_routers(tmp_path, capsys):
+    scorable_small_set(tmp_path / "set")
+    fixed = write_routed_run(tmp_path / "run", tmp_path / "set", *SMALL_SET, "stages=full")
+    message = mistake(["evaluate", f"run={fixed}", "budget=1.3", "device=cpu"], capsys)
+    assert message.startswith("dynfusion evaluate: expected a budget in [")
+
+
 def test_settings_that_were_found_for_other_weights(run, capsys):
     """All else fits: a router alone, one allocation."""
     write_shared_budget(run / FILE, SharedBudget([bounded_route(1.0)], (), "0123456789abcdef"), "v1.0-small", 7)

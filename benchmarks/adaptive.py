@@ -16,7 +16,6 @@ import math
 import os
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,7 +25,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
 import timm  # noqa: E402
 import torch  # noqa: E402
-from machine import write_results  # noqa: E402
+from machine import times_in_turn, write_results  # noqa: E402
 
 from fusion.commands.compose import compose, instantiate  # noqa: E402
 from fusion.encoders.vit import VitViewEncoder  # noqa: E402
@@ -54,15 +53,8 @@ class LeaveFirst:
 
 
 def medians_ms(functions: list[Callable[[], object]], repeats: int) -> list[float]:
-    """Of each function; they take turns, after one round to warm up."""
-    times = [[] for _ in functions]
-    for turn in range(repeats + 1):
-        for function, own in zip(functions, times, strict=True):
-            start = time.process_time()
-            function()
-            if turn:
-                own.append(1e3 * (time.process_time() - start))
-    return [statistics.median(own) for own in times]
+    """Of each function, in turns."""
+    return [statistics.median(own) for own in times_in_turn(functions, repeats)]
 
 
 def row(name: str, ours: float, peer: float, bar: float | None, at_least: bool = False, **more) -> dict:

@@ -1,9 +1,10 @@
-"""Results files: what every one says about where it comes from, and how it gets onto the disk."""
+"""What benchmarks share: the clock, and results files that say where they come from and get onto the disk whole."""
 
 import json
 import os
 import platform
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 
@@ -14,6 +15,18 @@ def cpu_name() -> str:
     lines = info.read_text().splitlines() if info.is_file() else []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, "") or platform.processor() or platform.machine()
+
+
+def times_in_turn(functions: Sequence[Callable[[], object]], repeats: int) -> list[list[float]]:
+    """Milliseconds of processor time of each function's runs; they take turns, after one round to warm up."""
+    times = [[] for _ in functions]
+    for turn in range(repeats + 1):
+        for function, own in zip(functions, times, strict=True):
+            start = time.process_time()
+            function()
+            if turn:
+                own.append(1e3 * (time.process_time() - start))
+    return times
 
 
 def write_results(out: Path, machine: Mapping, versions: Mapping[str, object], **content) -> None:

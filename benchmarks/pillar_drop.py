@@ -8,7 +8,6 @@ upright boxes; every further sweep is the same one, shaken.
 
 import os
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +16,7 @@ for library in ("OMP", "OPENBLAS", "MKL"):
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
 import torch  # noqa: E402
-from machine import write_results  # noqa: E402
+from machine import times_in_turn, write_results  # noqa: E402
 
 from datamodules.batch import PointBatch  # noqa: E402
 from fusion.commands.compose import compose, instantiate  # noqa: E402
@@ -59,15 +58,8 @@ def _sweep(generator: torch.Generator) -> torch.Tensor:
 
 
 def best_ms(functions: list[Callable[[], object]], repeats: int) -> list[float]:
-    """Of each function; they take turns, after one round to warm up."""
-    times = [[] for _ in functions]
-    for turn in range(repeats + 1):
-        for function, own in zip(functions, times, strict=True):
-            start = time.process_time()
-            function()
-            if turn:
-                own.append(1e3 * (time.process_time() - start))
-    return [min(own) for own in times]
+    """Of each function, in turns."""
+    return [min(own) for own in times_in_turn(functions, repeats)]
 
 
 def rows_of(model: str, branch: str, num_points: int, repeats: int) -> list[dict]:

@@ -183,8 +183,8 @@ class NuScenesDataModule(LightningDataModule):
             ValueError: a stage wants some of the plan, and there is none, or a corruptor that is no FaultInjector and
                 cannot be kept from acting either.
         """
-        wants = "asks" if self.injector is None else "changes"
-        asking = next((stage.name for stage in stages if getattr(stage, wants)), None)
+        has_none = self.injector is None
+        asking = next((stage.name for stage in stages if (stage.asks if has_none else stage.changes)), None)
         if asking is not None and not isinstance(self.injector, FaultInjector):
             found = "none" if self.injector is None else type(self.injector).__name__
             raise ValueError(

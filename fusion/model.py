@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from datamodules.batch import Batch
 from fusion.adaptive.allocation import SharedBudget
 from fusion.adaptive.token_terms import forget_tokens, token_loss
-from fusion.encoders.guide import check_scorer, checked_guide, guide_points
-from fusion.encoders.guide_learned import GuideBev
+from fusion.encoders.guide import check_scorer, checked_guide
 from fusion.heads.center import CenterHead, HeadOutput
 from fusion.routing.budget import RouteTable
 from fusion.routing.costs import ALWAYS, Prices
 from fusion.routing.dispatch import Dispatch, run_points, run_views
-from fusion.routing.plan import FULL, LITE, SKIP, ExecutionTrace, RoutingPlan, fixed_plan
+from fusion.routing.guiding import guide_cameras, has_scorer, unguided
+from fusion.routing.plan import FULL, LITE, ExecutionTrace, RoutingPlan, fixed_plan
 from fusion.routing.router import Router, glance_of
 from fusion.trunk.exits import EarlyExits
 from fusion.trunk.exits_rows import ExitRun
@@ -94,7 +94,7 @@ class FusionModel(nn.Module):
         self.shared_budget: SharedBudget | None = None
         self.camera_guide = checked_guide(camera_guide, cameras)
         self._check_grids()
-        if self._has_scorer:
+        if has_scorer(self.cameras):
             check_scorer(self.cameras.scorer, self.camera_guide, getattr(self, self.camera_guide), exits)
         if exits is not None:
             self._check_groups(exits)
@@ -146,7 +146,7 @@ class FusionModel(nn.Module):
         output = self.head(self.trunk(merged))  # b d my mx
 
         self._record_always(dispatch.trace, without=own)
-        lost = self._unguided(dispatch)
+        lost = unguided(self.cameras, self.camera_guide, dispatch)
         return FusionOutput(output, plan, dispatch.trace, depth_loss, token_loss=token_loss(self), unguided=lost)
 
     def _run_with_exits(
@@ -156,7 +156,7 @@ class FusionModel(nn.Module):
         exits = self.exits
         walk = exits.start(dispatch.trace, dispatch.plan.choice.device, dispatch.is_masked)
         first = exits.first_group if exits.runs_exit(0, walk) else ()
-        lost = self._unguided(dispatch)
+        lost = unguided(self.cameras, self.camera_guide, dispatch)
         parts: dict[str, SensorBev] = {}
         depth_loss = None
         if first:
@@ -167,7 +167,8 @@ class FusionModel(nn.Module):
             seen = torch.stack(present).any(dim=0) if present else torch.zeros_like(walk.rows, dtype=torch.bool)
             if exits.after_group(merged, seen, walk) is not None:
                 dispatch = _only(dispatch, walk.rows)
-                lost = lost if "camera" in first else self._unguided(dispatch)  # no camera of those that left has run
+                if "camera" not in first:  # no camera of those that left has run
+                    lost = unguided(self.cameras, self.camera_guide, dispatch)
         others, camera_loss = self._run_units(batch, dispatch, [name for name in SENSORS if name not in first], parts)
         if first and not others:  # nothing has come to what is merged already
             merged = merged.index_select(0, walk.rows) if len(walk.rows) < len(batch) else merged
@@ -192,12 +193,12 @@ class FusionModel(nn.Module):
         """BEVs of some sensors, and the cameras' depth loss; ``before`` are those of sensors that have run already."""
         parts, depth_loss = {}, None
         # A guide whose BEV chooses the cameras' patches runs first; without one the order is that of SENSORS.
-        for name in sorted(SENSORS, key=lambda name: name == "camera") if self._has_scorer else SENSORS:
+        for name in sorted(SENSORS, key=lambda name: name == "camera") if has_scorer(self.cameras) else SENSORS:
             branches, given = (self.cameras if name == "camera" else getattr(self, name)), getattr(batch, name)
             if name not in only or branches is None or given is None:
                 continue
             if name == "camera":
-                self._guide_cameras(batch, dispatch, {**(before or {}), **parts})
+                guide_cameras(self.cameras, self.camera_guide, batch, dispatch, {**(before or {}), **parts})
                 lidar = batch.lidar if self.cameras.depth_from_lidar else None
                 parts[name], depth_loss = run_views(self.cameras, batch.camera, dispatch, lidar)
                 self.cameras.guide_bev = None  # it hangs on a graph
@@ -206,32 +207,6 @@ class FusionModel(nn.Module):
             if parts[name] is None:
                 del parts[name]
         return {name: parts[name] for name in SENSORS if name in parts}, depth_loss
-
-    def _guide_cameras(self, batch: Batch, dispatch: Dispatch, parts: dict[str, SensorBev]) -> None:
-        """Tells the cameras what chooses their patches."""
-        if self.camera_guide is None:
-            return
-        if not self._has_scorer:
-            self.cameras.guide = guide_points(batch, self.camera_guide)
-            return
-        part, given, ran = parts.get(self.camera_guide), getattr(batch, self.camera_guide), self._guide_ran(dispatch)
-        # What the route skips is not looked at here either, as where it is not even read (``fusion.stream``).
-        is_read = None if given is None else ran.to(given.sample.device)[given.sample]
-        self.cameras.guide = given if given is None or bool(is_read.all()) else given.where(is_read)
-        self.cameras.guide_bev = None if part is None else GuideBev(part.bev, ran)
-
-    def _guide_ran(self, dispatch: Dispatch) -> Bool[Tensor, "b"]:
-        """Samples whose route runs the guide; not those that only masked execution computes."""
-        return dispatch.chosen[:, UNITS.index(self.camera_guide.upper()), SKIP + 1 :].any(dim=1)
-
-    def _unguided(self, dispatch: Dispatch) -> Bool[Tensor, "b"] | None:
-        if not self._has_scorer:
-            return None
-        return dispatch.chosen[:, :NUM_CAMERAS, SKIP + 1 :].any(dim=(1, 2)) & ~self._guide_ran(dispatch)
-
-    @property
-    def _has_scorer(self) -> bool:
-        return getattr(self.cameras, "scorer", None) is not None
 
     def available(self, batch: Batch) -> Bool[Tensor, "b u"]:
         """Units that are present in the batch and that the model has."""

@@ -104,7 +104,7 @@ def faults_named(name: str, opened):
             "expected a run that was trained with faults for faults=training, got one without; give faults=mixture, "
             "another name of configs/faults, or faults=none"
         )
-    return opened.corruptor(True)
+    return opened.data.injector
 
 
 def evenly(loader, most: int, num_workers: int):

@@ -10,15 +10,13 @@ from torch.nn import functional
 
 from datamodules.batch import PointBatch
 from fusion.encoders.guide import guide_scores
+from fusion.encoders.measured_depth import FLOPS_PER_POINT, MIN_DEPTH_M
 from fusion.ops.cells import cell_centers
 from fusion.ops.flops import GIGA
 from fusion.ops.scatter import scatter_max
 from sensors.grid import BevGrid
 
 FALLBACKS = ("points", "low")
-MIN_DEPTH_M = 0.5
-_FLOPS_PER_PLACE = 36
-"""Two 3x3 products with their sums, and two divisions, of one place in one view."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +137,7 @@ class GuideScore(nn.Module):
     def gflops(self) -> float:
         """Of one view at most: the cells' features are the same for all views of a sample, and counted in each."""
         num_cells = self.grid.shape[0] * self.grid.shape[1]
-        projected = len(self.places_m) * (_FLOPS_PER_PLACE + self.reduce.out_features)
+        projected = len(self.places_m) * (FLOPS_PER_POINT + self.reduce.out_features)
         return (2.0 * num_cells * self.reduce.weight.numel() + projected) / GIGA
 
     @torch.no_grad()

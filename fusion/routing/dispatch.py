@@ -86,6 +86,15 @@ class Dispatch:
         capped = torch.zeros(len(choice), dtype=torch.bool) if capped is None else capped
         return cls(plan, chosen, runs, execution == "masked", ExecutionTrace(len(choice)), capped)
 
+    def chose(self, units: int | slice) -> Bool[Tensor, "b"]:
+        """Samples whose route runs any of these units; not those that only masked execution computes."""
+        return self.chosen[:, units, SKIP + 1 :].flatten(1).any(dim=1)
+
+    def points_of(self, unit: int, points: PointBatch) -> PointBatch:
+        """Points of the samples whose route runs a unit."""
+        chose = self.chose(unit).to(points.sample.device)
+        return points if chose.all() else points.where(chose[points.sample])
+
     @property
     def num_views(self) -> int:
         """How many (sample, view) rows run, over all branches."""
@@ -129,9 +138,7 @@ def run_views(
     """
     device, num_samples = camera.images.device, len(dispatch.runs)
     if lidar is not None:
-        is_run = dispatch.chosen[:, LIDAR_UNIT, SKIP + 1 :].any(dim=1).to(device)
-        lidar = lidar if is_run.all() else lidar.where(is_run[lidar.sample])
-        lidar = _depths_within_price(dispatch, lidar, branches)
+        lidar = _depths_within_price(dispatch, dispatch.points_of(LIDAR_UNIT, lidar), branches)
     views, views_chosen, losses = [], [], []
     for branch in branches.sizes_px:
         rows = torch.nonzero(dispatch.runs[:, :NUM_CAMERAS, branch].flatten())[:, 0]
@@ -150,7 +157,7 @@ def run_views(
         bev, covered = _masked_lift(branches.lift, views, views_chosen, num_samples)
     else:
         bev, covered = branches.lift(views, num_samples)
-    present = dispatch.chosen[:, :NUM_CAMERAS, SKIP + 1 :].any(dim=2).any(dim=1).to(device)
+    present = dispatch.chose(slice(NUM_CAMERAS)).to(device)
     depth_loss = torch.stack(losses).sum() if losses else None
     return SensorBev(bev, present, torch.ones_like(present, dtype=torch.float32), covered), depth_loss
 

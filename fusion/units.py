@@ -15,9 +15,10 @@ from fusion.encoders.contract import ImageEncoder, PointEncoder
 from fusion.encoders.guide import guide_scores
 from fusion.encoders.guide_learned import GuideBev, GuideScore
 from fusion.encoders.lift import Lift, ViewRows
-from fusion.encoders.measured_depth import FLOPS_PER_POINT, measured_depth, newest_sweep
+from fusion.encoders.measured_depth import measured_depth, newest_sweep
 from fusion.encoders.point_drop import drop_regions
 from fusion.ops.flops import GIGA
+from fusion.ops.projection import FLOPS_PER_POINT
 from fusion.ops.sweeps import newest
 from fusion.ops.thinning import thinned
 from fusion.routing.plan import BRANCHES, FULL, LITE
@@ -74,11 +75,10 @@ class ViewBranches(nn.Module):
                 )
 
         # gflops() counts on a copy of the module: too slow for every step.
-        stride = encoder.stride
         measuring = num_points * FLOPS_PER_POINT / GIGA if depth_from_lidar else 0.0
         measuring += 0.0 if scorer is None else scorer.gflops()
         self.gflops_of = {
-            branch: encoder.gflops(size) + lift.gflops((size[0] // stride, size[1] // stride)) + measuring
+            branch: encoder.gflops(size) + lift.gflops(self._patches(branch)) + measuring
             for branch, size in self.sizes_px.items()
         }
 
@@ -114,11 +114,11 @@ class ViewBranches(nn.Module):
         image_from_camera = camera.image_from_camera.flatten(0, 1).index_select(0, chosen)
         ego_from_camera = camera.ego_from_camera.flatten(0, 1).index_select(0, chosen)
         sample = chosen // camera.images.shape[1]
-        pose, sizes = (image_from_camera, ego_from_camera, sample), (size, self.sizes_px[branch])
+        seen = (image_from_camera, ego_from_camera, sample, size, self._patches(branch))
         if self.scorer is not None:
-            self.encoder.method.scores = self.scorer(self.guide_bev, self.guide, *pose, *sizes, self.encoder)
+            self.encoder.method.scores = self.scorer(self.guide_bev, *seen)
         elif self.guide is not None:
-            self.encoder.method.scores = guide_scores(self.guide, *pose, *sizes, self.encoder)
+            self.encoder.method.scores = guide_scores(self.guide, *seen)
         features = self.encoder(self._resized(images, branch))
         if self.scorer is not None:
             self.encoder.method.scores = self.encoder.method.scores.detach()  # copies must not find a graph
@@ -160,6 +160,10 @@ class ViewBranches(nn.Module):
         asked[sample] = True
         sweep = newest_sweep(points, asked)
         return measured_depth(sweep, image_from_camera, ego_from_camera, sample, image_size_px, feature_size)
+
+    def _patches(self, branch: int) -> tuple[int, int]:
+        height, width = self.sizes_px[branch]
+        return height // self.encoder.stride, width // self.encoder.stride
 
     def _resized(self, images: Float32[Tensor, "r 3 h w"], branch: int) -> Float32[Tensor, "r 3 hh ww"]:
         """Area averaging: a picture made smaller without aliasing."""

@@ -5,8 +5,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from datamodules.batch import Batch, PointBatch
-from fusion.encoders.point_drop import point_scores
 from fusion.encoders.vit_tokens import GuidedKeep
+from fusion.ops.projection import seen_points
 
 GUIDES = ("lidar", "radar")
 
@@ -78,17 +78,41 @@ def guide_scores(
     ego_from_camera: Float[Tensor, "r 4 4"],
     sample: Int64[Tensor, "r"],
     image_size_px: tuple[int, int],
-    input_size_px: tuple[int, int],
-    encoder: nn.Module,
+    size: tuple[int, int],
 ) -> Float[Tensor, "r n"]:
     """Points in each patch of each view row; of equal patches the lower ones count more, where the ground is.
 
     Args:
+        points: in the ego frame.
+        image_from_camera, ego_from_camera, sample: of the view rows, as in ViewRows.
         image_size_px: of the picture that the calibration belongs to.
-        input_size_px: of the picture that the encoder is given, which may be smaller.
+        size: patches, lines and columns.
     """
-    stride = encoder.stride * image_size_px[0] // input_size_px[0]
-    scores = point_scores(points, image_from_camera, ego_from_camera, sample, image_size_px, stride)
-    num_lines = image_size_px[0] // stride
-    line = torch.arange(num_lines, device=scores.device).repeat_interleave(scores.shape[1] // num_lines)
-    return scores + 0.5 * line / num_lines
+    return point_scores(points, image_from_camera, ego_from_camera, sample, image_size_px, size) + lower_first(
+        size, image_from_camera.device
+    )
+
+
+def point_scores(
+    points: PointBatch,
+    image_from_camera: Float[Tensor, "r 3 3"],
+    ego_from_camera: Float[Tensor, "r 4 4"],
+    sample: Int64[Tensor, "r"],
+    image_size_px: tuple[int, int],
+    size: tuple[int, int],
+) -> Float[Tensor, "r n"]:
+    """How many points fall into each patch; arguments as of ``guide_scores``."""
+    num_patches = size[0] * size[1]
+    scores = torch.zeros(len(sample) * num_patches, device=image_from_camera.device)
+    for which in torch.unique(sample).tolist():
+        rows = torch.nonzero(sample == which)[:, 0]
+        xyz_m = points.points[points.sample == which, :3]
+        seen = seen_points(xyz_m, image_from_camera[rows], ego_from_camera[rows], image_size_px, size)
+        scores = scores.index_add(0, rows[seen.view] * num_patches + seen.cell, torch.ones_like(seen.depth_m))
+    return scores.view(len(sample), num_patches)
+
+
+def lower_first(size: tuple[int, int], device: torch.device) -> Float[Tensor, "n"]:
+    """Scores below a whole point that order the patches by their lines, the lowest first."""
+    line = torch.arange(size[0], device=device).repeat_interleave(size[1])
+    return 0.5 * line / size[0]

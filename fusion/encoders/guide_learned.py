@@ -8,15 +8,12 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional
 
-from datamodules.batch import PointBatch
-from fusion.encoders.guide import guide_scores
-from fusion.encoders.measured_depth import FLOPS_PER_POINT, MIN_DEPTH_M
+from fusion.encoders.guide import lower_first
 from fusion.ops.cells import cell_centers
 from fusion.ops.flops import GIGA
+from fusion.ops.projection import FLOPS_PER_POINT, seen_points
 from fusion.ops.scatter import scatter_max
 from sensors.grid import BevGrid
-
-FALLBACKS = ("points", "low")
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,9 +32,9 @@ class GuideScore(nn.Module):
 
     Each cell of the BEV becomes a few features, is placed at some heights and projected into the views. A patch takes
     the maximum over what falls into it or next to it, and a linear layer makes a score of these and of how low it lies.
-    The BEV must be computed anyway: where the route skips the guide or it is lost, another rule chooses, nothing is
-    encoded for it, and ``FusionOutput.unguided`` says so. ``FusionModel`` then gives no points of the guide either,
-    since a stream does not read what is skipped: the lower patches are chosen, whatever the fallback.
+    The BEV must be computed anyway: where the route skips the guide or it is lost, nothing is encoded for it, the lower
+    patches are chosen, and ``FusionOutput.unguided`` says so. Points of a guide that has not run do not count either,
+    since a stream does not read what is skipped.
 
     Args:
         channels: of the guide's BEV.
@@ -45,13 +42,10 @@ class GuideScore(nn.Module):
         features: of each cell.
         heights_m: above the ego's origin.
         reach: patches to each side from which the maximum is taken, since near cells are wider than a patch.
-        fallback: ``low``, the lower patches; or ``points``, how many of the guide's points fall into a patch, of equal
-            ones the lower, where whoever calls gives points of a guide that has not run. Without points both are the
-            same.
         detach: whether the score leaves the guide's encoder alone; otherwise its gradient goes on into that.
 
     Raises:
-        ValueError: another fallback, no heights, or a negative reach.
+        ValueError: no heights, or a negative reach.
     """
 
     def __init__(
@@ -62,15 +56,12 @@ class GuideScore(nn.Module):
         heights_m: Sequence[float | int] = (0.0, 1.0, 2.0),
         reach: int = 1,
         *,
-        fallback: str = "points",
         detach: bool = True,
     ):
         super().__init__()
-        if fallback not in FALLBACKS:
-            raise ValueError(f"expected the guide's fallback to be one of {', '.join(FALLBACKS)}, got {fallback!r}")
         if reach < 0 or not len(heights_m):
             raise ValueError(f"expected a reach from 0 and some heights_m of the guide, got {reach} and {heights_m}")
-        self.channels, self.grid, self.reach, self.fallback, self.detach = channels, grid, reach, fallback, detach
+        self.channels, self.grid, self.reach, self.detach = channels, grid, reach, detach
         self.reduce, self.score = nn.Linear(channels, features), nn.Linear(features + 1, 1)
         centers = cell_centers(grid, torch.device("cpu")).flatten(0, 1)
         heights = torch.tensor([float(height) for height in heights_m])
@@ -80,32 +71,26 @@ class GuideScore(nn.Module):
     def forward(
         self,
         guide: GuideBev | None,
-        points: PointBatch | None,
         image_from_camera: Float[Tensor, "r 3 3"],
         ego_from_camera: Float[Tensor, "r 4 4"],
         sample: Int64[Tensor, "r"],
         image_size_px: tuple[int, int],
-        input_size_px: tuple[int, int],
-        encoder: nn.Module,
+        size: tuple[int, int],
     ) -> Float[Tensor, "r n"]:
         """Scores of the patches of view rows; with gradients in training alone.
 
         Args:
             guide: None where no sample has run it.
-            points: of the same sensor, for the fallback; None for none.
             image_from_camera, ego_from_camera, sample: of the rows, as in ViewRows.
             image_size_px: of the picture that the calibration belongs to.
-            input_size_px: of the picture that the encoder is given, which may be smaller.
+            size: patches, lines and columns.
         """
-        points = points if points is not None and self.fallback == "points" else _none(len(sample), sample)
-        pose = (image_from_camera, ego_from_camera, sample)
-        scores = guide_scores(points, *pose, image_size_px, input_size_px, encoder)
+        scores = lower_first(size, sample.device).repeat(len(sample), 1)
         if guide is None:
             return scores
         rows = torch.nonzero(guide.ran.to(sample.device)[sample])[:, 0]
         if not len(rows):
             return scores
-        size = (input_size_px[0] // encoder.stride, input_size_px[1] // encoder.stride)
         pose = (image_from_camera[rows], ego_from_camera[rows], sample[rows])
         learned = self.learned(guide.bev, *pose, image_size_px, size)
         return scores.index_copy(0, rows, learned.to(scores.dtype))
@@ -123,9 +108,10 @@ class GuideScore(nn.Module):
         bev = (bev.detach() if self.detach else bev).float()
         cells = functional.relu(self.reduce(bev.flatten(2).transpose(1, 2)))  # b k f
         num_lines, num_columns = size
-        row, place, patch = self._seen(image_from_camera, ego_from_camera, image_size_px, size)
-        taken = cells[sample[row], place % cells.shape[1]]
-        found = scatter_max(taken, row * num_lines * num_columns + patch, len(sample) * num_lines * num_columns)
+        seen = seen_points(self.places_m, image_from_camera, ego_from_camera, image_size_px, size)
+        taken = cells[sample[seen.view], seen.point % cells.shape[1]]
+        patch = seen.view * num_lines * num_columns + seen.cell
+        found = scatter_max(taken, patch, len(sample) * num_lines * num_columns)
         found = found.view(len(sample), num_lines, num_columns, -1).permute(0, 3, 1, 2)
         if self.reach:
             found = functional.max_pool2d(found, 2 * self.reach + 1, stride=1, padding=self.reach)
@@ -139,29 +125,3 @@ class GuideScore(nn.Module):
         num_cells = self.grid.shape[0] * self.grid.shape[1]
         projected = len(self.places_m) * (FLOPS_PER_POINT + self.reduce.out_features)
         return (2.0 * num_cells * self.reduce.weight.numel() + projected) / GIGA
-
-    @torch.no_grad()
-    def _seen(
-        self,
-        image_from_camera: Float[Tensor, "r 3 3"],
-        ego_from_camera: Float[Tensor, "r 4 4"],
-        image_size_px: tuple[int, int],
-        size: tuple[int, int],
-    ) -> tuple[Int64[Tensor, "s"], Int64[Tensor, "s"], Int64[Tensor, "s"]]:
-        """Row, place and patch of each place that a view sees."""
-        camera_from_ego = torch.linalg.inv(ego_from_camera.double()).to(self.places_m)
-        camera = self.places_m @ camera_from_ego[:, :3, :3].transpose(1, 2) + camera_from_ego[:, None, :3, 3]
-        image = camera @ image_from_camera.to(camera).transpose(1, 2)  # r p 3
-        ahead = image[..., 2] > MIN_DEPTH_M
-        depth = torch.where(ahead, image[..., 2], 1.0)
-        column = torch.floor(image[..., 0] / depth * (size[1] / image_size_px[1]))
-        line = torch.floor(image[..., 1] / depth * (size[0] / image_size_px[0]))
-        inside = ahead & (column >= 0) & (column < size[1]) & (line >= 0) & (line < size[0])
-        row, place = torch.nonzero(inside, as_tuple=True)
-        return row, place, (line[row, place] * size[1] + column[row, place]).long()
-
-
-def _none(num_rows: int, like: Tensor) -> PointBatch:
-    """No points at all."""
-    empty = torch.zeros(0, 3, device=like.device)
-    return PointBatch(empty, like[:0], torch.zeros(num_rows, dtype=torch.bool, device=like.device))

@@ -9,11 +9,9 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from datamodules.batch import PointBatch
+from fusion.ops.projection import seen_points
 from fusion.ops.sweeps import newest
 
-FLOPS_PER_POINT = 36
-"""Two 3x3 products with their sums, and two divisions, of one point in one view."""
-MIN_DEPTH_M = 0.5
 _NEWEST_S = 0.02
 
 
@@ -40,24 +38,11 @@ def measured_depth(
         feature_size: cells, rows and columns.
     """
     (num_rows, num_columns), device = feature_size, image_from_camera.device
-    cell_px = (image_size_px[0] / num_rows, image_size_px[1] / num_columns)
     depth_m = torch.full((len(sample) * num_rows * num_columns,), torch.inf, device=device)
-    camera_from_ego = torch.linalg.inv_ex(ego_from_camera.float())[0]
     for which in torch.unique(sample).tolist():
         views = torch.nonzero(sample == which)[:, 0]
-        xyz_m = points.points[points.sample == which, :3].float()
-        camera = (
-            torch.einsum("vij,pj->vpi", camera_from_ego[views, :3, :3], xyz_m) + camera_from_ego[views, None, :3, 3]
-        )
-        image = torch.einsum("vij,vpj->vpi", image_from_camera[views].float(), camera)
-        z_m = camera[..., 2]
-        ahead = z_m > MIN_DEPTH_M
-        scale = torch.where(ahead, image[..., 2], 1.0)
-        # Pixel centres are whole numbers, so a picture spans -0.5 .. size - 0.5.
-        column = torch.floor((image[..., 0] / scale + 0.5) / cell_px[1])
-        row = torch.floor((image[..., 1] / scale + 0.5) / cell_px[0])
-        inside = ahead & (column >= 0) & (column < num_columns) & (row >= 0) & (row < num_rows)
-        view, point = torch.nonzero(inside, as_tuple=True)
-        cell = (views[view] * num_rows + row[view, point].long()) * num_columns + column[view, point].long()
-        depth_m = depth_m.scatter_reduce(0, cell, z_m[view, point], "amin")
+        xyz_m = points.points[points.sample == which, :3]
+        seen = seen_points(xyz_m, image_from_camera[views], ego_from_camera[views], image_size_px, feature_size)
+        cell = views[seen.view] * (num_rows * num_columns) + seen.cell
+        depth_m = depth_m.scatter_reduce(0, cell, seen.depth_m, "amin")
     return torch.where(depth_m.isinf(), 0.0, depth_m).view(len(sample), num_rows, num_columns)

@@ -1,7 +1,7 @@
-"""Fewer points for the LiDAR encoder, and points as a guide for the cameras: what is cheap chooses for what is dear."""
+"""Fewer points for the LiDAR encoder: whole regions are left out."""
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 
 from datamodules.batch import PointBatch
@@ -33,38 +33,6 @@ def drop_regions(points: PointBatch, regions: BevGrid, keep: float | int, near_f
     rank = score.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     kept = (rank < wanted[:, None]).flatten()
     return points.where(inside & kept[region])
-
-
-def point_scores(
-    points: PointBatch,
-    image_from_camera: Float[Tensor, "r 3 3"],
-    ego_from_camera: Float[Tensor, "r 4 4"],
-    sample: Int64[Tensor, "r"],
-    image_size_px: tuple[int, int],
-    stride: int,
-) -> Float[Tensor, "r n"]:
-    """How many points of LiDAR or radar fall into each patch of each view: scores for ``GuidedKeep``.
-
-    Args:
-        points: in the ego frame.
-        image_from_camera, ego_from_camera, sample: of the view rows, as in ViewRows.
-        stride: side of a patch in pixels of ``image_size_px``.
-    """
-    height, width = image_size_px[0] // stride, image_size_px[1] // stride
-    scores = []
-    for row in range(len(sample)):
-        xyz_m = points.points[points.sample == sample[row], :3]
-        camera_from_ego = torch.linalg.inv(ego_from_camera[row].double()).to(xyz_m)
-        seen = (xyz_m @ camera_from_ego[:3, :3].T + camera_from_ego[:3, 3]) @ image_from_camera[row].T
-        ahead = seen[:, 2] > 0.1
-        pixel = torch.floor(seen[:, :2] / torch.where(ahead, seen[:, 2], 1.0)[:, None] / stride)
-        column, line = pixel.unbind(-1)
-        inside = ahead & (column >= 0) & (column < width) & (line >= 0) & (line < height)
-        cell = torch.where(inside, line * width + column, 0.0).long()
-        scores.append(torch.zeros(height * width, device=xyz_m.device).index_add(0, cell, inside.float()))
-    if not scores:
-        return torch.zeros(0, height * width, device=points.points.device)
-    return torch.stack(scores)
 
 
 def _distances_m(grid: BevGrid, device: torch.device) -> Float[Tensor, "n"]:

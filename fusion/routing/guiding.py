@@ -33,10 +33,8 @@ def guide_cameras(
     if not has_scorer(cameras):
         cameras.guide = guide_points(batch, guide)
         return
-    part, given, unit = parts.get(guide), getattr(batch, guide), UNITS.index(guide.upper())
-    # What the route skips is not looked at here either, as where it is not even read (``fusion.stream``).
-    cameras.guide = None if given is None else dispatch.points_of(unit, given)
-    cameras.guide_bev = None if part is None else GuideBev(part.bev, dispatch.chose(unit))
+    part = parts.get(guide)
+    cameras.guide_bev = None if part is None else GuideBev(part.bev, dispatch.chose(UNITS.index(guide.upper())))
 
 
 def unguided(cameras: ViewBranches | None, guide: str | None, dispatch: Dispatch) -> Bool[Tensor, "b"] | None:

@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from fusion.encoders.guide import guide_scores
+from fusion.encoders.guide import guide_scores, point_scores
 from fusion.encoders.lidar import LidarEncoder
 from fusion.encoders.lift import Lift
-from fusion.encoders.point_drop import point_scores
 from fusion.encoders.vit import VitViewEncoder
 from fusion.encoders.vit_tokens import GuidedKeep
 from fusion.model import FusionModel
@@ -37,7 +36,7 @@ def test_the_model_aims_its_cameras(branch):
     rows = torch.arange(12) // 6
     camera = batch.camera
     pose = (camera.image_from_camera.flatten(0, 1), camera.ego_from_camera.flatten(0, 1), rows)
-    expected = point_scores(batch.lidar, *pose, (32, 64), 8 * 32 // size[0])
+    expected = point_scores(batch.lidar, *pose, (32, 64), (size[0] // 8, size[1] // 8))
     scores = model.cameras.encoder.method.scores
     assert scores.shape == (12, (size[0] // 8) * (size[1] // 8))
     assert torch.equal(scores.floor(), expected)  # below a whole point, the lower patch comes first
@@ -45,11 +44,11 @@ def test_the_model_aims_its_cameras(branch):
 
 
 def test_equal_patches_are_taken_from_below():
-    batch, encoder = small_batch(1), guided_model("lidar").cameras.encoder
+    batch = small_batch(1)
     camera = batch.camera
     pose = (camera.image_from_camera[0, :1], camera.ego_from_camera[0, :1], torch.zeros(1, dtype=torch.int64))
     nothing = batch.lidar.where(torch.zeros(len(batch.lidar.points), dtype=torch.bool))
-    scores = guide_scores(nothing, *pose, (32, 64), (32, 64), encoder)
+    scores = guide_scores(nothing, *pose, (32, 64), (4, 8))
     assert scores[0].view(4, 8)[:, 0].tolist() == [0.0, 0.125, 0.25, 0.375]
 
 

@@ -8,9 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from datamodules.batch import PointBatch
 from fusion.efficiency.replay import require_replayable
-from fusion.encoders.guide import guide_scores
 from fusion.encoders.guide_learned import GuideBev, GuideScore
 from fusion.encoders.lift import Lift
 from fusion.encoders.vit import VitViewEncoder
@@ -181,32 +179,15 @@ def test_the_guide_runs_first_where_the_route_runs_it_and_is_never_run_for_the_c
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("fallback", ["points", "low"])
-def test_what_the_route_skips_is_not_looked_at(fallback):
+def test_what_the_route_skips_is_not_looked_at():
     """Lost, skipped or not even read (as in a stream) are the same: the lower patches."""
-    model, batch = learned_model(fallback=fallback), small_batch(2, lost=((0, "LIDAR_TOP"),))
+    model, batch = at_rest(), small_batch(2, lost=((0, "LIDAR_TOP"),))
     choice = model.full_plan(batch).choice
     choice[1, LIDAR_UNIT] = SKIP
     plan = model.plan_of(choice, model.available(batch))
     for read in (batch, replace(batch, lidar=batch.lidar.where(torch.zeros(len(batch.lidar.points)) > 0))):
         assert model(read, plan=plan).unguided.tolist() == [True, True]
         assert torch.equal(model.cameras.encoder.method.scores, torch.cat([LOW, LOW]))
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("fallback", ["points", "low"])
-def test_points_of_a_guide_that_has_not_run_may_be_counted(fallback):
-    """Where they are given: of two samples the second has run."""
-    batch, encoder = small_batch(2), at_rest().cameras.encoder
-    made = GuideScore(12, BEV, fallback=fallback).eval()
-    camera = batch.camera
-    pose = (camera.image_from_camera.flatten(0, 1), camera.ego_from_camera.flatten(0, 1), torch.arange(12) // 6)
-    counted = guide_scores(batch.lidar, *pose, (32, 64), (32, 64), encoder)
-    ran = GuideBev(torch.ones(2, 12, *BEV.shape), torch.tensor([False, True]))
-    scores = made(ran, batch.lidar, *pose, (32, 64), (32, 64), encoder)
-    assert not torch.equal(counted[:6], LOW)
-    assert torch.equal(scores[:6], counted[:6] if fallback == "points" else LOW)
-    assert not torch.allclose(scores[6:], counted[6:])
 
 
 @torch.no_grad()
@@ -277,7 +258,6 @@ def test_prices_count_the_score():
 
 def test_user_mistakes():
     for message, options in {
-        "fallback to be one of points, low, got 'none'": {"fallback": "none"},
         "reach from 0": {"reach": -1},
         "some heights_m": {"heights_m": ()},
     }.items():
@@ -300,10 +280,14 @@ def test_user_mistakes():
         FusionModel(model.cameras, *parts, exits("camera", "radar"), camera_guide="lidar")
     with pytest.raises(ValueError, match="no other sensor changes"):
         require_replayable(model)
-    nothing = PointBatch(torch.zeros(0, 5), torch.zeros(0, dtype=torch.int64), torch.zeros(1, dtype=torch.bool))
-    made = plain_score().eval()
-    guide = GuideBev(bev_with((15, 5, 7.0)), torch.tensor([False]))
-    assert torch.equal(
-        made(guide, nothing, *POSE, (32, 64), (32, 64), model.cameras.encoder),
-        made(None, None, *POSE, (32, 64), (32, 64), model.cameras.encoder),
-    )
+
+
+def test_the_lower_patches_come_first_where_the_guide_has_not_run():
+    """Of two samples the second has; and of none."""
+    made, bev = plain_score().eval(), bev_with((15, 5, 7.0)).repeat(2, 1, 1, 1)
+    views = (IMAGE_FROM_CAMERA.repeat(2, 1, 1), EGO_FROM_CAMERA.repeat(2, 1, 1), torch.arange(2), (32, 64), (4, 8))
+    scores = made(GuideBev(bev, torch.tensor([False, True])), *views)
+    assert torch.equal(scores[0], LOW[0])
+    assert torch.equal(scores[1], made.learned(bev[:1], *POSE, (32, 64), (4, 8))[0])
+    assert torch.equal(made(GuideBev(bev, torch.zeros(2) > 0), *views), LOW[:2])
+    assert torch.equal(made(None, *views), LOW[:2])

@@ -8,8 +8,9 @@ import torch
 
 from datamodules.batch import PointBatch
 from fusion.encoders.lift import Lift, ViewFeatures, ViewRows
-from fusion.encoders.measured_depth import FLOPS_PER_POINT, MIN_DEPTH_M, measured_depth, newest_sweep
+from fusion.encoders.measured_depth import measured_depth, newest_sweep
 from fusion.ops.flops import GIGA
+from fusion.ops.projection import FLOPS_PER_POINT, MIN_DEPTH_M
 from fusion.routing.plan import FULL, SKIP
 from fusion.units import ViewBranches
 from sensors.rig import CAMERAS, LIDAR_UNIT, NUM_CAMERAS, NUSCENES_RIG

@@ -18,7 +18,7 @@ from fusion.encoders.lift import Lift, ViewRows
 from fusion.encoders.measured_depth import measured_depth, newest_sweep
 from fusion.encoders.point_drop import drop_regions
 from fusion.ops.flops import GIGA
-from fusion.ops.projection import FLOPS_PER_POINT
+from fusion.ops.projection import FLOPS_PER_POINT, PosedViews
 from fusion.ops.sweeps import newest
 from fusion.ops.thinning import thinned
 from fusion.routing.plan import BRANCHES, FULL, LITE
@@ -111,30 +111,23 @@ class ViewBranches(nn.Module):
                 "give model and data the same image_size_px"
             )
         images = camera.images.flatten(0, 1).index_select(0, chosen)
-        image_from_camera = camera.image_from_camera.flatten(0, 1).index_select(0, chosen)
-        ego_from_camera = camera.ego_from_camera.flatten(0, 1).index_select(0, chosen)
-        sample = chosen // camera.images.shape[1]
-        seen = (image_from_camera, ego_from_camera, sample, size, self._patches(branch))
+        views = PosedViews(
+            camera.image_from_camera.flatten(0, 1).index_select(0, chosen),
+            camera.ego_from_camera.flatten(0, 1).index_select(0, chosen),
+            chosen // camera.images.shape[1],
+            size,
+        )
         if self.scorer is not None:
-            self.encoder.method.scores = self.scorer(self.guide_bev, *seen)
+            self.encoder.method.scores = self.scorer(self.guide_bev, views, self._patches(branch))
         elif self.guide is not None:
-            self.encoder.method.scores = guide_scores(self.guide, *seen)
+            self.encoder.method.scores = guide_scores(self.guide, views, self._patches(branch))
         features = self.encoder(self._resized(images, branch))
         if self.scorer is not None:
             self.encoder.method.scores = self.encoder.method.scores.detach()  # copies must not find a graph
         measured_m = None
         if points is not None:
-            cells = tuple(features.context.shape[-2:])
-            measured_m = self.depths_of(points, image_from_camera, ego_from_camera, sample, size, cells)
-        return ViewRows(
-            features=features,
-            image_from_camera=image_from_camera,
-            ego_from_camera=ego_from_camera,
-            sample=sample,
-            image_size_px=size,
-            weight=gates,
-            measured_m=measured_m,
-        )
+            measured_m = self.depths_of(points, views, tuple(features.context.shape[-2:]))
+        return ViewRows(**vars(views), features=features, weight=gates, measured_m=measured_m)
 
     def within_price(self, points: PointBatch, only: Bool[Tensor, "b"] | None = None) -> PointBatch:
         """Points to measure depths with: of each sample's newest sweep at most as many as the price counts.
@@ -147,19 +140,12 @@ class ViewBranches(nn.Module):
         return thinned(newest_sweep(points, torch.ones_like(points.present)), self.num_points, only)
 
     def depths_of(
-        self,
-        points: PointBatch,
-        image_from_camera: Float[Tensor, "r 3 3"],
-        ego_from_camera: Float[Tensor, "r 4 4"],
-        sample: Int64[Tensor, "r"],
-        image_size_px: tuple[int, int],
-        feature_size: tuple[int, int],
+        self, points: PointBatch, views: PosedViews, feature_size: tuple[int, int]
     ) -> Float[Tensor, "r fh fw"]:
         """Depths of the feature cells of view rows, each from the newest sweep of its own sample alone."""
-        asked = torch.zeros(len(points.present), dtype=torch.bool, device=sample.device)
-        asked[sample] = True
-        sweep = newest_sweep(points, asked)
-        return measured_depth(sweep, image_from_camera, ego_from_camera, sample, image_size_px, feature_size)
+        asked = torch.zeros(len(points.present), dtype=torch.bool, device=views.sample.device)
+        asked[views.sample] = True
+        return measured_depth(newest_sweep(points, asked), views, feature_size)
 
     def _patches(self, branch: int) -> tuple[int, int]:
         height, width = self.sizes_px[branch]

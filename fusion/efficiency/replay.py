@@ -20,7 +20,6 @@ from datamodules.batch import Batch
 from fusion.adaptive.allocation import tokens_of, views_of
 from fusion.encoders.guide import guide_points
 from fusion.encoders.lift import ViewRows
-from fusion.encoders.views import ViewFeatures
 from fusion.heads.center import HeadOutput
 from fusion.model import FusionModel
 from fusion.routing.costs import ALWAYS
@@ -206,21 +205,11 @@ class EncodedSample:
         rows = []
         for branch, views in self.views.items():
             number, view = (index.to(device) for index in torch.nonzero(sets[:, :NUM_CAMERAS] == branch, as_tuple=True))
-            measured_m = views.measured_m
-            if measured_m is not None:
-                measured_m = measured_m[view] * sets[:, NUM_CAMERAS].to(device)[number, None, None]
-            features = ViewFeatures(views.features.context[view], views.features.depth_logits[view])
-            rows.append(
-                ViewRows(
-                    features=features,
-                    image_from_camera=views.image_from_camera[view],
-                    ego_from_camera=views.ego_from_camera[view],
-                    sample=number,
-                    image_size_px=views.image_size_px,
-                    weight=views.weight[view],
-                    measured_m=measured_m,
-                )
-            )
+            chosen = replace(views.chosen(view), sample=number)
+            if chosen.measured_m is not None:
+                runs = sets[:, NUM_CAMERAS].to(device)[number, None, None]
+                chosen = replace(chosen, measured_m=chosen.measured_m * runs)
+            rows.append(chosen)
         bev, covered = self.model.cameras.lift(rows, len(sets))
         which = which.to(device)
         present = (choice != SKIP).any(dim=1).to(device)

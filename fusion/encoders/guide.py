@@ -1,12 +1,12 @@
 """Points of LiDAR or radar that choose which patches of the cameras are worked on."""
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from datamodules.batch import Batch, PointBatch
 from fusion.encoders.vit_tokens import GuidedKeep
-from fusion.ops.projection import seen_points
+from fusion.ops.projection import PosedViews, seen_points
 
 GUIDES = ("lidar", "radar")
 
@@ -72,44 +72,25 @@ def guide_points(batch: Batch, name: str) -> PointBatch:
     return points
 
 
-def guide_scores(
-    points: PointBatch,
-    image_from_camera: Float[Tensor, "r 3 3"],
-    ego_from_camera: Float[Tensor, "r 4 4"],
-    sample: Int64[Tensor, "r"],
-    image_size_px: tuple[int, int],
-    size: tuple[int, int],
-) -> Float[Tensor, "r n"]:
+def guide_scores(points: PointBatch, views: PosedViews, size: tuple[int, int]) -> Float[Tensor, "r n"]:
     """Points in each patch of each view row; of equal patches the lower ones count more, where the ground is.
 
     Args:
-        points: in the ego frame.
-        image_from_camera, ego_from_camera, sample: of the view rows, as in ViewRows.
-        image_size_px: of the picture that the calibration belongs to.
+        points: in the ego frame of the views.
         size: patches, lines and columns.
     """
-    return point_scores(points, image_from_camera, ego_from_camera, sample, image_size_px, size) + lower_first(
-        size, image_from_camera.device
-    )
+    return point_scores(points, views, size) + lower_first(size, views.sample.device)
 
 
-def point_scores(
-    points: PointBatch,
-    image_from_camera: Float[Tensor, "r 3 3"],
-    ego_from_camera: Float[Tensor, "r 4 4"],
-    sample: Int64[Tensor, "r"],
-    image_size_px: tuple[int, int],
-    size: tuple[int, int],
-) -> Float[Tensor, "r n"]:
+def point_scores(points: PointBatch, views: PosedViews, size: tuple[int, int]) -> Float[Tensor, "r n"]:
     """How many points fall into each patch; arguments as of ``guide_scores``."""
     num_patches = size[0] * size[1]
-    scores = torch.zeros(len(sample) * num_patches, device=image_from_camera.device)
-    for which in torch.unique(sample).tolist():
-        rows = torch.nonzero(sample == which)[:, 0]
-        xyz_m = points.points[points.sample == which, :3]
-        seen = seen_points(xyz_m, image_from_camera[rows], ego_from_camera[rows], image_size_px, size)
+    scores = torch.zeros(len(views) * num_patches, device=views.sample.device)
+    for which in torch.unique(views.sample).tolist():
+        rows = torch.nonzero(views.sample == which)[:, 0]
+        seen = seen_points(points.points[points.sample == which, :3], views.posed(rows), size)
         scores = scores.index_add(0, rows[seen.view] * num_patches + seen.cell, torch.ones_like(seen.depth_m))
-    return scores.view(len(sample), num_patches)
+    return scores.view(len(views), num_patches)
 
 
 def lower_first(size: tuple[int, int], device: torch.device) -> Float[Tensor, "n"]:

@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
 from fusion.encoders.guide import lower_first
 from fusion.ops.cells import cell_centers
 from fusion.ops.flops import GIGA
-from fusion.ops.projection import FLOPS_PER_POINT, seen_points
+from fusion.ops.projection import FLOPS_PER_POINT, PosedViews, seen_points
 from fusion.ops.scatter import scatter_max
 from sensors.grid import BevGrid
 
@@ -68,55 +68,37 @@ class GuideScore(nn.Module):
         places = torch.cat([centers.repeat(len(heights), 1), heights.repeat_interleave(len(centers))[:, None]], dim=1)
         self.register_buffer("places_m", places, persistent=False)
 
-    def forward(
-        self,
-        guide: GuideBev | None,
-        image_from_camera: Float[Tensor, "r 3 3"],
-        ego_from_camera: Float[Tensor, "r 4 4"],
-        sample: Int64[Tensor, "r"],
-        image_size_px: tuple[int, int],
-        size: tuple[int, int],
-    ) -> Float[Tensor, "r n"]:
+    def forward(self, guide: GuideBev | None, views: PosedViews, size: tuple[int, int]) -> Float[Tensor, "r n"]:
         """Scores of the patches of view rows; with gradients in training alone.
 
         Args:
             guide: None where no sample has run it.
-            image_from_camera, ego_from_camera, sample: of the rows, as in ViewRows.
-            image_size_px: of the picture that the calibration belongs to.
             size: patches, lines and columns.
         """
-        scores = lower_first(size, sample.device).repeat(len(sample), 1)
+        scores = lower_first(size, views.sample.device).repeat(len(views), 1)
         if guide is None:
             return scores
-        rows = torch.nonzero(guide.ran.to(sample.device)[sample])[:, 0]
+        rows = torch.nonzero(guide.ran.to(views.sample.device)[views.sample])[:, 0]
         if not len(rows):
             return scores
-        pose = (image_from_camera[rows], ego_from_camera[rows], sample[rows])
-        learned = self.learned(guide.bev, *pose, image_size_px, size)
-        return scores.index_copy(0, rows, learned.to(scores.dtype))
+        return scores.index_copy(0, rows, self.learned(guide.bev, views.posed(rows), size).to(scores.dtype))
 
     def learned(
-        self,
-        bev: Float[Tensor, "b c ny nx"],
-        image_from_camera: Float[Tensor, "r 3 3"],
-        ego_from_camera: Float[Tensor, "r 4 4"],
-        sample: Int64[Tensor, "r"],
-        image_size_px: tuple[int, int],
-        size: tuple[int, int],
+        self, bev: Float[Tensor, "b c ny nx"], views: PosedViews, size: tuple[int, int]
     ) -> Float[Tensor, "r n"]:
         """Scores of ``size`` patches, lines and columns, of rows whose guide ran."""
         bev = (bev.detach() if self.detach else bev).float()
         cells = functional.relu(self.reduce(bev.flatten(2).transpose(1, 2)))  # b k f
         num_lines, num_columns = size
-        seen = seen_points(self.places_m, image_from_camera, ego_from_camera, image_size_px, size)
-        taken = cells[sample[seen.view], seen.point % cells.shape[1]]
+        seen = seen_points(self.places_m, views, size)
+        taken = cells[views.sample[seen.view], seen.point % cells.shape[1]]
         patch = seen.view * num_lines * num_columns + seen.cell
-        found = scatter_max(taken, patch, len(sample) * num_lines * num_columns)
-        found = found.view(len(sample), num_lines, num_columns, -1).permute(0, 3, 1, 2)
+        found = scatter_max(taken, patch, len(views) * num_lines * num_columns)
+        found = found.view(len(views), num_lines, num_columns, -1).permute(0, 3, 1, 2)
         if self.reach:
             found = functional.max_pool2d(found, 2 * self.reach + 1, stride=1, padding=self.reach)
         line = torch.arange(num_lines, device=found.device, dtype=found.dtype).view(1, 1, -1, 1) / num_lines
-        both = torch.cat([found, line.expand(len(sample), 1, -1, num_columns)], dim=1)
+        both = torch.cat([found, line.expand(len(views), 1, -1, num_columns)], dim=1)
         scores = self.score(both.flatten(2).transpose(1, 2))[..., 0]
         return scores if self.training else scores.detach()
 

@@ -12,32 +12,34 @@ from fusion.encoders.views import ViewFeatures
 from fusion.ops.cells import cell_centers, flat_cells
 from fusion.ops.flops import GIGA
 from fusion.ops.pooling import weighted_pool
+from fusion.ops.projection import PosedViews
 from sensors.grid import BevGrid
 
 SPACINGS = ("uniform", "growing")
 
 
 @dataclass(frozen=True, eq=False)
-class ViewRows:
+class ViewRows(PosedViews):
     """R chosen (sample, view) rows of one branch.
 
     Attributes:
         features: of the rows.
-        image_from_camera: of pictures of ``image_size_px``, whatever size the encoder was fed.
-        ego_from_camera: rigid, or scaled under BEV augmentation.
-        sample: which sample of the batch each row belongs to.
-        image_size_px: height and width that ``image_from_camera`` refers to.
         weight: multiplies the context; 1 in the forward pass, carries straight-through gradients.
         measured_m: depth of feature cells that is known, which takes the place of the prediction; 0 where unknown.
     """
 
     features: ViewFeatures
-    image_from_camera: Float[Tensor, "r 3 3"]
-    ego_from_camera: Float[Tensor, "r 4 4"]
-    sample: Int64[Tensor, "r"]
-    image_size_px: tuple[int, int]
     weight: Float[Tensor, "r"]
     measured_m: Float[Tensor, "r fh fw"] | None = None
+
+    def chosen(self, rows: Int64[Tensor, "k"]) -> "ViewRows":
+        """Some of the rows."""
+        return ViewRows(
+            **vars(self.posed(rows)),
+            features=ViewFeatures(self.features.context[rows], self.features.depth_logits[rows]),
+            weight=self.weight[rows],
+            measured_m=None if self.measured_m is None else self.measured_m[rows],
+        )
 
 
 class Lift(nn.Module):
@@ -83,7 +85,7 @@ class Lift(nn.Module):
             views: rows of any number of branches, in any order; feature sizes may differ between branches.
             num_samples: batch size; samples without a row get zeros and no coverage.
         """
-        views = [rows for rows in views if len(rows.sample)]
+        views = [rows for rows in views if len(rows)]
         num_y, num_x = self.grid.shape
         covered = torch.zeros(num_samples, num_y, num_x, dtype=torch.bool, device=self.depths_m.device)
         if not views:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 FLOPS_PER_POINT = 36
@@ -12,13 +12,38 @@ MIN_DEPTH_M = 0.5
 
 
 @dataclass(frozen=True, eq=False)
+class PosedViews:
+    """Where the cameras of R (sample, view) rows were and how they look.
+
+    Attributes:
+        image_from_camera: of pictures of ``image_size_px``, whatever size an encoder is fed.
+        ego_from_camera: rigid, or scaled under BEV augmentation.
+        sample: which sample of the batch each row belongs to.
+        image_size_px: height and width that ``image_from_camera`` refers to.
+    """
+
+    image_from_camera: Float[Tensor, "r 3 3"]
+    ego_from_camera: Float[Tensor, "r 4 4"]
+    sample: Int64[Tensor, "r"]
+    image_size_px: tuple[int, int]
+
+    def __len__(self) -> int:
+        return len(self.sample)
+
+    def posed(self, rows: Int64[Tensor, "k"] | Bool[Tensor, "r"]) -> "PosedViews":
+        """Some of the rows."""
+        poses = (self.image_from_camera[rows], self.ego_from_camera[rows])
+        return PosedViews(*poses, self.sample[rows], self.image_size_px)
+
+
+@dataclass(frozen=True, eq=False)
 class SeenPoints:
     """One row for each point in each view that sees it.
 
     Attributes:
-    view, point: which.
-    cell: line * columns + column of the view's map.
-    depth_m: along the optical axis.
+        view, point: which.
+        cell: line * columns + column of the view's map.
+        depth_m: along the optical axis.
     """
 
     view: Int64[Tensor, "s"]
@@ -28,24 +53,19 @@ class SeenPoints:
 
 
 @torch.no_grad()
-def seen_points(
-    xyz_m: Float[Tensor, "p 3"],
-    image_from_camera: Float[Tensor, "v 3 3"],
-    ego_from_camera: Float[Tensor, "v 4 4"],
-    image_size_px: tuple[int, int],
-    size: tuple[int, int],
-) -> SeenPoints:
-    """Points of one sample in its views.
+def seen_points(xyz_m: Float[Tensor, "p 3"], views: PosedViews, size: tuple[int, int]) -> SeenPoints:
+    """Which of the points lies in which cell of which view, whatever sample the views are of.
 
     Args:
         xyz_m: in the ego frame of the views.
-        image_size_px: height and width of the picture that the calibration belongs to.
         size: lines and columns of the map that spans the picture.
     """
-    cell_px = (image_size_px[0] / size[0], image_size_px[1] / size[1])
-    camera_from_ego = torch.linalg.inv_ex(ego_from_camera.float())[0]
-    camera = torch.einsum("vij,pj->vpi", camera_from_ego[:, :3, :3], xyz_m.float()) + camera_from_ego[:, None, :3, 3]
-    image = torch.einsum("vij,vpj->vpi", image_from_camera.float(), camera)
+    cell_px = (views.image_size_px[0] / size[0], views.image_size_px[1] / size[1])
+    with torch.autocast(xyz_m.device.type, enabled=False):  # eight bits are too few for a pixel
+        camera_from_ego = torch.linalg.inv_ex(views.ego_from_camera.float())[0]
+        turned = torch.einsum("vij,pj->vpi", camera_from_ego[:, :3, :3], xyz_m.float())
+        camera = turned + camera_from_ego[:, None, :3, 3]
+        image = torch.einsum("vij,vpj->vpi", views.image_from_camera.float(), camera)
     depth_m = camera[..., 2]
     ahead = depth_m > MIN_DEPTH_M
     scale = torch.where(ahead, image[..., 2], 1.0)

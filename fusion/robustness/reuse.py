@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from datamodules.batch import PointBatch
 from fusion.encoders.lift import ViewRows
 from fusion.encoders.views import ViewFeatures
+from fusion.ops.projection import PosedViews
 
 _SKETCH = 16
 """Bytes of a digest."""
@@ -119,15 +120,15 @@ class EncoderReuse:
         return encode
 
     def _depths(self, name: str, measure):
-        def depths_of(points: PointBatch, image_from_camera: Tensor, ego_from_camera: Tensor, sample: Tensor, *sizes):
+        def depths_of(points: PointBatch, views: PosedViews, feature_size: tuple[int, int]) -> Tensor:
             started = time.perf_counter()
-            of_sample = [_digest(f"{name}{sizes}", rows) for rows in _by_sample(points)]
-            poses = torch.cat([image_from_camera.flatten(1), ego_from_camera.flatten(1)], dim=1).cpu()
-            keys = [_digest("row", pose) + of_sample[row] for pose, row in zip(poses, sample.tolist(), strict=True)]
+            what = f"{name}{views.image_size_px}{feature_size}"
+            of_sample = [_digest(what, rows) for rows in _by_sample(points)]
+            samples = zip(_poses(views).cpu(), views.sample.tolist(), strict=True)
+            keys = [_digest("row", pose) + of_sample[row] for pose, row in samples]
 
             def compute(rows: Tensor) -> tuple[Tensor]:
-                rows = rows.to(sample.device)
-                return (measure(points, image_from_camera[rows], ego_from_camera[rows], sample[rows], *sizes),)
+                return (measure(points, views.posed(rows.to(views.sample.device)), feature_size),)
 
             return self._rows(keys, compute, started)[0]
 
@@ -147,7 +148,7 @@ class EncoderReuse:
             of_branch, self._view_keys = self._view_keys, []
             parts: list[list[bytes]] = [[] for _ in range(num_samples)]
             for keys, rows in zip(of_branch, views, strict=True):
-                geometry = torch.cat([rows.image_from_camera.flatten(1), rows.ego_from_camera.flatten(1)], dim=1)
+                geometry = _poses(rows)
                 geometry = torch.cat([geometry, rows.weight[:, None].to(geometry)], dim=1)
                 if rows.measured_m is not None:
                     geometry = torch.cat([geometry, rows.measured_m.flatten(1).to(geometry)], dim=1)
@@ -230,13 +231,9 @@ def _of_views(features: ViewFeatures) -> tuple[Tensor, Tensor]:
 def _of_samples(rows: ViewRows, place: Tensor) -> ViewRows:
     """The rows of some samples, which are renumbered by ``place``; -1 leaves a sample out."""
     kept = torch.nonzero(place[rows.sample] >= 0)[:, 0]
-    features = ViewFeatures(rows.features.context[kept], rows.features.depth_logits[kept])
-    return replace(
-        rows,
-        features=features,
-        image_from_camera=rows.image_from_camera[kept],
-        ego_from_camera=rows.ego_from_camera[kept],
-        sample=place[rows.sample[kept]],
-        weight=rows.weight[kept],
-        measured_m=None if rows.measured_m is None else rows.measured_m[kept],
-    )
+    return replace(rows.chosen(kept), sample=place[rows.sample[kept]])
+
+
+def _poses(views: PosedViews) -> Tensor:
+    """All numbers of each row's camera."""
+    return torch.cat([views.image_from_camera.flatten(1), views.ego_from_camera.flatten(1)], dim=1)

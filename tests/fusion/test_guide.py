@@ -9,6 +9,7 @@ from fusion.encoders.lift import Lift
 from fusion.encoders.vit import VitViewEncoder
 from fusion.encoders.vit_tokens import GuidedKeep
 from fusion.model import FusionModel
+from fusion.ops.projection import PosedViews
 from fusion.routing.plan import FULL, LITE
 from fusion.units import PointBranches, ViewBranches
 from sensors.grid import BevGrid
@@ -35,8 +36,8 @@ def test_the_model_aims_its_cameras(branch):
     size = model.cameras.sizes_px[branch]
     rows = torch.arange(12) // 6
     camera = batch.camera
-    pose = (camera.image_from_camera.flatten(0, 1), camera.ego_from_camera.flatten(0, 1), rows)
-    expected = point_scores(batch.lidar, *pose, (32, 64), (size[0] // 8, size[1] // 8))
+    views = PosedViews(camera.image_from_camera.flatten(0, 1), camera.ego_from_camera.flatten(0, 1), rows, (32, 64))
+    expected = point_scores(batch.lidar, views, (size[0] // 8, size[1] // 8))
     scores = model.cameras.encoder.method.scores
     assert scores.shape == (12, (size[0] // 8) * (size[1] // 8))
     assert torch.equal(scores.floor(), expected)  # below a whole point, the lower patch comes first
@@ -47,8 +48,9 @@ def test_equal_patches_are_taken_from_below():
     batch = small_batch(1)
     camera = batch.camera
     pose = (camera.image_from_camera[0, :1], camera.ego_from_camera[0, :1], torch.zeros(1, dtype=torch.int64))
+    view = PosedViews(*pose, (32, 64))
     nothing = batch.lidar.where(torch.zeros(len(batch.lidar.points), dtype=torch.bool))
-    scores = guide_scores(nothing, *pose, (32, 64), (4, 8))
+    scores = guide_scores(nothing, view, (4, 8))
     assert scores[0].view(4, 8)[:, 0].tolist() == [0.0, 0.125, 0.25, 0.375]
 
 

@@ -15,6 +15,7 @@ from fusion.encoders.vit import VitViewEncoder
 from fusion.encoders.vit_tokens import GuidedKeep
 from fusion.heads.center import CenterHead
 from fusion.model import FusionModel
+from fusion.ops.projection import PosedViews
 from fusion.routing.plan import FULL, LITE, SKIP
 from fusion.trunk.exits import EarlyExits
 from fusion.trunk.exits_head import ExitHead
@@ -27,7 +28,7 @@ from tests.fusion.test_token_gradients import meaning_block
 # A camera at the origin that looks along x: x_cam = -y, y_cam = -z, z_cam = x; f 32 px, centre (32, 16), patches of 8.
 EGO_FROM_CAMERA = torch.tensor([[0.0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1]])[None]
 IMAGE_FROM_CAMERA = torch.tensor([[32.0, 0, 32], [0, 32, 16], [0, 0, 1]])[None]
-POSE = (IMAGE_FROM_CAMERA, EGO_FROM_CAMERA, torch.tensor([0]))
+VIEW = PosedViews(IMAGE_FROM_CAMERA, EGO_FROM_CAMERA, torch.tensor([0]), (32, 64))
 GRID = BevGrid.square(20.0, 10.0)  # centres at -15, -5, 5, 15
 LOW = torch.arange(4).repeat_interleave(8).expand(6, 32) / 8
 """Scores of the views of a sample without points: patches in a line are alike, the lower lines come first."""
@@ -60,21 +61,21 @@ def test_a_strong_feature_keeps_the_patch_that_looks_at_it():
     1 and 2; nothing else scores.
     """
     bev = bev_with((15, 5, 7.0), (15, -5, 3.0), (5, 5, 2.0), (-15, 5, 9.0))
-    scores = plain_score((0.0, 2.5)).learned(bev, *POSE, (32, 64), (4, 8)).view(4, 8)
+    scores = plain_score((0.0, 2.5)).learned(bev, VIEW, (4, 8)).view(4, 8)
     expected = torch.zeros(4, 8)
     expected[2, 2] = expected[1, 2] = 7
     expected[2, 5] = expected[1, 5] = 3
     expected[2, 0] = expected[0, 0] = 2  # 2.5 m at a distance of 5: v = 0
     assert scores.tolist() == expected.tolist()
     assert scores.requires_grad
-    assert not plain_score().eval().learned(bev, *POSE, (32, 64), (4, 8)).requires_grad
-    near = plain_score(reach=1).learned(bev, *POSE, (32, 64), (4, 8)).view(4, 8)
+    assert not plain_score().eval().learned(bev, VIEW, (4, 8)).requires_grad
+    near = plain_score(reach=1).learned(bev, VIEW, (4, 8)).view(4, 8)
     assert near[1:, 1:4].eq(7).all()
     assert near[0].eq(0).all()
-    small = plain_score().learned(bev, *POSE, (32, 64), (2, 4)).view(2, 4)  # the picture of half the size
+    small = plain_score().learned(bev, VIEW, (2, 4)).view(2, 4)  # the picture of half the size
     assert small.tolist() == [[0] * 4, [2, 7, 3, 0]]
     method = GuidedKeep(1 / 32)
-    method.scores = plain_score().eval().learned(bev, *POSE, (32, 64), (4, 8))
+    method.scores = plain_score().eval().learned(bev, VIEW, (4, 8))
     tokens = torch.rand(1, 32, 1)
     changed = (method([meaning_block()], tokens, 0) != tokens)[0, :, 0]
     assert torch.nonzero(changed).flatten().tolist() == [2 * 8 + 2]
@@ -90,7 +91,7 @@ def test_the_gradient_of_a_score_by_hand():
         bev = bev_with((15, 5, 7.0), (15, -5, -3.0), (5, 5, 2.0)).requires_grad_()
         c = torch.zeros(32)
         c[18], c[21], c[16] = 1.0, 10.0, 100.0
-        (made.learned(bev, *POSE, (32, 64), (4, 8))[0] * c).sum().backward()
+        (made.learned(bev, VIEW, (4, 8))[0] * c).sum().backward()
         assert made.score.weight.grad[0, 0].item() == pytest.approx(7 + 200)
         assert made.reduce.weight.grad.item() == pytest.approx(7 + 200)
         assert made.score.bias.grad.item() == pytest.approx(111)
@@ -285,9 +286,10 @@ def test_user_mistakes():
 def test_the_lower_patches_come_first_where_the_guide_has_not_run():
     """Of two samples the second has; and of none."""
     made, bev = plain_score().eval(), bev_with((15, 5, 7.0)).repeat(2, 1, 1, 1)
-    views = (IMAGE_FROM_CAMERA.repeat(2, 1, 1), EGO_FROM_CAMERA.repeat(2, 1, 1), torch.arange(2), (32, 64), (4, 8))
+    poses = (IMAGE_FROM_CAMERA.repeat(2, 1, 1), EGO_FROM_CAMERA.repeat(2, 1, 1))
+    views = (PosedViews(*poses, torch.arange(2), (32, 64)), (4, 8))
     scores = made(GuideBev(bev, torch.tensor([False, True])), *views)
     assert torch.equal(scores[0], LOW[0])
-    assert torch.equal(scores[1], made.learned(bev[:1], *POSE, (32, 64), (4, 8))[0])
+    assert torch.equal(scores[1], made.learned(bev[:1], VIEW, (4, 8))[0])
     assert torch.equal(made(GuideBev(bev, torch.zeros(2) > 0), *views), LOW[:2])
     assert torch.equal(made(None, *views), LOW[:2])

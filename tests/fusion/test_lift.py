@@ -82,15 +82,8 @@ def test_one_depth_lands_in_the_right_cell():
 def test_order_of_rows_and_branches_does_not_matter():
     lift, rows = make_lift(), make_rows(views=range(6), samples=[0, 0, 0, 1, 1, 1])
     expected, covered = lift([rows], 2)
-    pick = lambda chosen: ViewRows(  # noqa: E731
-        ViewFeatures(rows.features.context[chosen], rows.features.depth_logits[chosen]),
-        rows.image_from_camera[chosen],
-        rows.ego_from_camera[chosen],
-        rows.sample[chosen],
-        SIZE_PX,
-        rows.weight[chosen],
-    )
-    bev, covered_again = lift([pick([4, 2]), pick([]), pick([5, 0, 3, 1])], 2)
+    parts = [rows.chosen(torch.tensor(part, dtype=torch.int64)) for part in ([4, 2], [], [5, 0, 3, 1])]
+    bev, covered_again = lift(parts, 2)
     torch.testing.assert_close(bev, expected, rtol=1e-4, atol=1e-5)
     assert covered.equal(covered_again)
 

@@ -10,7 +10,7 @@ from datamodules.batch import PointBatch
 from fusion.encoders.lift import Lift, ViewFeatures, ViewRows
 from fusion.encoders.measured_depth import measured_depth, newest_sweep
 from fusion.ops.flops import GIGA
-from fusion.ops.projection import FLOPS_PER_POINT, MIN_DEPTH_M
+from fusion.ops.projection import FLOPS_PER_POINT, MIN_DEPTH_M, PosedViews
 from fusion.routing.plan import FULL, SKIP
 from fusion.units import ViewBranches
 from sensors.rig import CAMERAS, LIDAR_UNIT, NUM_CAMERAS, NUSCENES_RIG
@@ -26,7 +26,7 @@ def views(names, samples):
     specs = [NUSCENES_RIG[name] for name in names]
     intrinsics = torch.from_numpy(np.stack([scale @ spec.intrinsics for spec in specs])).float()
     poses = torch.from_numpy(np.stack([spec.ego_from_sensor.matrix for spec in specs])).float()
-    return intrinsics, poses, torch.tensor(samples)
+    return PosedViews(intrinsics, poses, torch.tensor(samples), SIZE_PX)
 
 
 def some_points(num_samples=2, per_sample=400, seed=0):
@@ -39,15 +39,17 @@ def some_points(num_samples=2, per_sample=400, seed=0):
 
 def test_nearest_point_of_each_cell_as_a_loop_finds_it():
     points = some_points()
-    intrinsics, poses, sample = views([CAMERAS[0], CAMERAS[3], CAMERAS[0]], [0, 0, 1])
-    found = measured_depth(points, intrinsics, poses, sample, SIZE_PX, CELLS)
+    posed = views([CAMERAS[0], CAMERAS[3], CAMERAS[0]], [0, 0, 1])
+    found = measured_depth(points, posed, CELLS)
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # as in training with precision=bf16-mixed
+        assert torch.equal(measured_depth(points, posed, CELLS), found)
     expected = np.zeros((3, *CELLS))
     for row in range(3):
         for xyz_m, which in zip(points.points[:, :3].double().numpy(), points.sample.tolist(), strict=True):
-            camera = np.linalg.inv(poses[row].double().numpy()) @ np.append(xyz_m, 1.0)
-            if which != sample[row] or camera[2] <= MIN_DEPTH_M:
+            camera = np.linalg.inv(posed.ego_from_camera[row].double().numpy()) @ np.append(xyz_m, 1.0)
+            if which != posed.sample[row] or camera[2] <= MIN_DEPTH_M:
                 continue
-            u, v, w = intrinsics[row].double().numpy() @ camera[:3]
+            u, v, w = posed.image_from_camera[row].double().numpy() @ camera[:3]
             column, line = int(np.floor((u / w + 0.5) / 8)), int(np.floor((v / w + 0.5) / 8))
             if 0 <= column < CELLS[1] and 0 <= line < CELLS[0]:
                 old = expected[row, line, column]
@@ -70,14 +72,13 @@ def test_a_measured_depth_takes_the_place_of_the_prediction_and_nothing_else_cha
     model = small_model()
     lift: Lift = model.cameras.lift
     generator = torch.Generator().manual_seed(0)
-    intrinsics, poses, sample = views(CAMERAS[:2], [0, 0])
     features = ViewFeatures(
         torch.randn(2, lift.channels, *CELLS, generator=generator),
         torch.randn(2, lift.num_depths, *CELLS, generator=generator),
     )
     measured_m = torch.zeros(2, *CELLS)
     measured_m[0, 5, 3], measured_m[1, 6, 8], measured_m[1, 6, 9] = 12.3, 33.0, 1000.0  # the last is out of range
-    rows = ViewRows(features, intrinsics, poses, sample, SIZE_PX, torch.ones(2), measured_m)
+    rows = ViewRows(**vars(views(CAMERAS[:2], [0, 0])), features=features, weight=torch.ones(2), measured_m=measured_m)
     certain = features.depth_logits.clone()
     for row, line, column in ((0, 5, 3), (1, 6, 8)):
         certain[row, :, line, column] = -1e4

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fusion.ops.projection import MIN_DEPTH_M, seen_points
+from fusion.ops.projection import MIN_DEPTH_M, PosedViews, seen_points
 
 EGO_FROM_CAMERA = torch.tensor([[0.0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1]])
 IMAGE_FROM_CAMERA = torch.tensor([[32.0, 0, 32], [0, 32, 16], [0, 0, 1]])
@@ -11,7 +11,8 @@ IMAGE_FROM_CAMERA = torch.tensor([[32.0, 0, 32], [0, 32, 16], [0, 0, 1]])
 
 def cells_of(*xyz_m: tuple[float, float, float]) -> list[int | None]:
     """Of a map of 4 x 8 cells of 8 px; None where the point is not seen."""
-    seen = seen_points(torch.tensor(xyz_m), IMAGE_FROM_CAMERA[None], EGO_FROM_CAMERA[None], (32, 64), (4, 8))
+    view = PosedViews(IMAGE_FROM_CAMERA[None], EGO_FROM_CAMERA[None], torch.tensor([0]), (32, 64))
+    seen = seen_points(torch.tensor(xyz_m), view, (4, 8))
     assert seen.view.eq(0).all()
     found = dict(zip(seen.point.tolist(), seen.cell.tolist(), strict=True))
     return [found.get(point) for point in range(len(xyz_m))]
@@ -40,8 +41,9 @@ def test_each_view_has_its_own_rows_and_distances():
     """The second camera looks backwards: the first point is behind it."""
     back = EGO_FROM_CAMERA.clone()
     back[:2, :3] *= -1  # turned by 180 degrees about z
-    poses, calibrations = torch.stack([EGO_FROM_CAMERA, back]), IMAGE_FROM_CAMERA.repeat(2, 1, 1)
-    seen = seen_points(torch.tensor([[10.0, 0, 0], [-7.0, 0, 0]]), calibrations, poses, (32, 64), (4, 8))
+    poses, samples = torch.stack([EGO_FROM_CAMERA, back]), torch.tensor([3, 3])
+    views = PosedViews(IMAGE_FROM_CAMERA.repeat(2, 1, 1), poses, samples, (32, 64))
+    seen = seen_points(torch.tensor([[10.0, 0, 0], [-7.0, 0, 0]]), views, (4, 8))
     assert seen.view.tolist() == [0, 1]
     assert seen.point.tolist() == [0, 1]
     assert seen.cell.tolist() == [20, 20]

@@ -12,6 +12,7 @@ from fusion.encoders.point_drop import drop_regions
 from fusion.encoders.vit import VitViewEncoder
 from fusion.encoders.vit_learned import AVit, DynamicVit
 from fusion.encoders.vit_tokens import Dense, EVit, GuidedKeep, TokenMethod, ToMe, merge_alike
+from fusion.ops.projection import PosedViews
 from sensors.grid import BevGrid
 
 SIZE, DIM = (32, 64), 32
@@ -254,7 +255,8 @@ def test_points_choose_the_patches_that_they_fall_into():
     image_from_camera = torch.tensor([[32.0, 0, 32], [0, 32, 16], [0, 0, 1]])[None]
     # Straight ahead: pixel (32, 16), patch (2, 4). Left by 45 degrees: u = 0. Behind: nowhere. Another sample: not its.
     points = points_at([[10, 0, 0], [10, 0, 0], [10, 9.9, 0], [-10, 0, 0], [10, 0, 0]], [0, 0, 0, 0, 1])
-    scores = point_scores(points, image_from_camera, ego_from_camera, torch.tensor([0]), SIZE, (4, 8))
+    view = PosedViews(image_from_camera, ego_from_camera, torch.tensor([0]), SIZE)
+    scores = point_scores(points, view, (4, 8))
     expected = np.zeros((4, 8))
     expected[2, 4], expected[2, 0] = 2, 1
     assert scores.view(4, 8).tolist() == expected.tolist()

@@ -32,7 +32,8 @@ from datamodules.prepare import Preparation  # noqa: E402
 from datamodules.town.presets import TownConfig  # noqa: E402
 from datamodules.town.writer import write_town  # noqa: E402
 from fusion.routing.plan import FULL, LITE, SKIP  # noqa: E402
-from fusion.stream.runner import Stream, StreamedFrame, StreamSettings  # noqa: E402
+from fusion.stream.record import StreamedFrame  # noqa: E402
+from fusion.stream.runner import Stream, StreamSettings  # noqa: E402
 from fusion.stream.senses import GLANCES, SceneSenses  # noqa: E402
 from sensors.rig import NUM_CAMERAS  # noqa: E402
 

@@ -1,6 +1,6 @@
 """The only place where router, units, merge, trunk and head meet."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
 import torch
@@ -41,7 +41,7 @@ class FusionOutput:
         exits: where each sample left, and in training the answers of all exits; None without early exits.
         token_loss: in training, how far token methods are from their targets; None without any that has one.
         unguided: samples of which cameras ran whose patches a learned guide (``GuideScore``) could not choose, since
-            the route or a fault left the guide out: its fallback did. None without such a guide.
+            the route or a fault left the guide out: the lower patches were taken. None without such a guide.
     """
 
     head: HeadOutput
@@ -133,11 +133,22 @@ class FusionModel(nn.Module):
         plan = plan if decided else self.router(glance_of(batch, available), self.routes, budget)
         capped = _capped(is_capped, asked, len(batch))
         dispatch = Dispatch.of(plan, available, self.routes.prices.exists(), execution, capped)
+        return self.execute(batch, dispatch, has_router=not decided)
 
-        own = {"router"} if decided else set()
+    def execute(
+        self, batch: Batch, dispatch: Dispatch, has_router: bool = False, rest: Callable[[], Batch] | None = None
+    ) -> FusionOutput:
+        """Runs a plan; exits and tokens as they are set.
+
+        Args:
+            has_router: whether the router has run and is part of the cost.
+            rest: gives the batch with all sensors, where ``batch`` has those of the exits' first group alone; called
+                only if a sample does not leave at the exit over these.
+        """
+        plan, own = dispatch.plan, set() if has_router else {"router"}
         forget_tokens(self)
         if self.exits is not None:
-            output, depth_loss, run, lost = self._run_with_exits(batch, dispatch)
+            output, depth_loss, run, lost = self._run_with_exits(batch, dispatch, rest)
             self._record_always(dispatch.trace, without={*own, "merge", "trunk", "head", "exits"})
             return FusionOutput(output, plan, dispatch.trace, depth_loss, run, token_loss(self), lost)
 
@@ -150,7 +161,7 @@ class FusionModel(nn.Module):
         return FusionOutput(output, plan, dispatch.trace, depth_loss, token_loss=token_loss(self), unguided=lost)
 
     def _run_with_exits(
-        self, batch: Batch, dispatch: Dispatch
+        self, batch: Batch, dispatch: Dispatch, rest: Callable[[], Batch] | None
     ) -> tuple[HeadOutput, Float[Tensor, ""] | None, ExitRun, Bool[Tensor, "b"] | None]:
         """As without, but samples may leave: before the other sensors run, and after each stage of the trunk."""
         exits = self.exits
@@ -169,6 +180,7 @@ class FusionModel(nn.Module):
                 dispatch = _only(dispatch, walk.rows)
                 if "camera" not in first:  # no camera of those that left has run
                     lost = unguided(self.cameras, self.camera_guide, dispatch)
+        batch = rest() if rest is not None and len(walk.rows) else batch
         others, camera_loss = self._run_units(batch, dispatch, [name for name in SENSORS if name not in first], parts)
         if first and not others:  # nothing has come to what is merged already
             merged = merged.index_select(0, walk.rows) if len(walk.rows) < len(batch) else merged

@@ -34,7 +34,7 @@ def spent_up(
     Args:
         own: what the allocation was found on.
         richer: the same settings under higher bounds.
-        cap: share of the full cost that no single sample may exceed.
+        cap: share of the full cost that no bound may exceed, unless the budget itself does.
     """
     if own.draws is None:
         return allocation

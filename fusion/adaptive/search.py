@@ -118,7 +118,7 @@ def allocated(
     With the router among them the router alone within the budget is always possible, observed or not.
 
     Args:
-        cap: share of the full cost that no single sample may exceed.
+        cap: share of the full cost that no bound on a route may exceed, unless the budget itself does.
 
     Returns:
         None where these techniques cannot keep the budget.

@@ -8,8 +8,11 @@ scene is a scene's name; without it, the first of the split; scene=all for all o
 (margin=0.5 hold=2), deadline (deadline_ms and a latency table: dynfusion costs run=RUN), bucket (budget is the rate,
 burst=0.5) or threshold (dynfusion calibrate run=RUN). glance says what the router sees: full (all pictures decoded),
 reduced (pictures at an eighth, LiDAR and radar as last read) or last (nothing opened). look_every_s=5 looks again at
-sensors that do not run. wake_ms is what a sensor needs to wake up. The route alone keeps the budget: what dynfusion
-adaptive found for exits and tokens is not used here.
+sensors that do not run. wake_ms is what a sensor needs to wake up.
+
+Where dynfusion adaptive has found settings for exits and tokens, they share the budget with the router (policy argmax
+and hysteresis; with the others the route alone keeps it). A frame that leaves at an exit before the cameras does not
+open them.
 """
 
 import json
@@ -39,12 +42,14 @@ class Options:
 
 
 POLICIES = ("argmax", "hysteresis", "deadline", "bucket", "threshold")
+SHARING = ("argmax", "hysteresis")
+"""Policies that keep a bound on the route, and leave the rest of a budget to exits and tokens."""
 
 
 def run(arguments: list[str]) -> int:
     from rich.console import Console
 
-    from fusion.stream.runner import summary_of
+    from fusion.stream.record import summary_of
 
     own, overrides = split_arguments(arguments, Options)
     options = parse_options(own, Options)
@@ -72,7 +77,7 @@ def opened_stream(options: Options, overrides: list[str]):
     from fusion.stream.runner import Stream, StreamSettings
     from fusion.stream.senses import SceneSenses
 
-    opened = open_run(Path(options.run), overrides, options.allow, calibrated=False)
+    opened = open_run(Path(options.run), overrides, options.allow, calibrated=options.policy in SHARING)
     split = options.split or opened.config.data.val_split
     model, frames = opened.model.to(device_named(options.device)), opened.data.frames(split)
     if opened.plan_source is not None:
@@ -140,8 +145,10 @@ def frame_line(number: int, frame) -> str:
     route = " ".join(f"{unit.removeprefix('CAM_')}:{branch}" for unit, branch in line["route"].items()) or "nothing"
     parts = " ".join(f"{name} {value:.1f}" for name, value in frame.ms.items())
     late = "  LATE" if frame.missed else ""
+    left = "" if frame.exit is None else f"  left at {frame.exit}"
     return (
-        f"{number:4d}  {frame.share:4.0%}  {frame.total_ms:7.1f} ms ({parts}){late}  {len(frame.boxes)} boxes  {route}"
+        f"{number:4d}  {frame.share:4.0%}  {frame.total_ms:7.1f} ms ({parts}){late}  {len(frame.boxes)} boxes  "
+        f"{route}{left}"
     )
 
 
@@ -150,10 +157,11 @@ def summary_table(summary, title: str):
     from rich.table import Table
 
     missed = "" if summary.num_missed is None else f"  {summary.num_missed} late"
+    left = f"  {summary.left_share:.0%} left early" if summary.left_share else ""
     runs = "  ".join(f"{unit} {share:.0%}" for unit, share in summary.ran_share.items())
     caption = (
-        f"{summary.num_frames} frames{missed}  {summary.share:.0%} of the full cost  {summary.joules:.2f} J (model)  "
-        f"{summary.num_switches} switches\n{runs}"
+        f"{summary.num_frames} frames{missed}{left}  {summary.share:.0%} of the full cost  "
+        f"{summary.joules:.2f} J (model)  {summary.num_switches} switches\n{runs}"
     )
     table = Table(title=title, caption=caption)
     for heading in ("part", "mean ms", "p95 ms"):

@@ -1,27 +1,24 @@
 """Stream: batch 1, scene order, sensors still on disk. What the route leaves out is not read, decoded or voxelised."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float32, Int64
 from torch import Tensor
 
+from datamodules.batch import Batch
 from fusion.efficiency.energy import EnergyModel
 from fusion.heads.decode import DecodeOptions, decode, to_global
-from fusion.model import FusionModel
+from fusion.model import SENSORS, FusionModel, FusionOutput
+from fusion.routing.dispatch import Dispatch
 from fusion.routing.gate_inputs import Glance, previous_outcome
-from fusion.routing.plan import BRANCHES, SKIP
+from fusion.routing.plan import FULL, SKIP
+from fusion.stream.record import PARTS, StreamedFrame
 from fusion.stream.senses import Keyframe, SceneSenses
 from sensors.boxes import Boxes
-from sensors.rig import UNITS
-
-PARTS = ("glance", "route", "read", "prepare", "encode", "trunk", "decode")
-"""Glance: reduced pictures and health. Route: router and policy. Read: files and full decoding of what was chosen.
-Prepare: crops, gathered points, copy to the device. Encode: voxelising and encoders. Trunk: merge, trunk and head.
-"""
 
 
 @dataclass(frozen=True)
@@ -42,56 +39,6 @@ class StreamSettings:
     energy: EnergyModel = EnergyModel(sensors_switch_off=True)
 
 
-@dataclass(frozen=True, eq=False)
-class StreamedFrame:
-    """One keyframe as it was dealt with.
-
-    Attributes:
-        route: branch of every unit.
-        ms: wall milliseconds by PARTS; the first frame of a process warms up.
-        wake_ms: added for sensors that had to wake up.
-        missed: whether all of that was later than the deadline; None without one.
-        gflops, share: executed, and as a share of the full cost.
-        opened: channels whose files were opened.
-        joules: of the energy model.
-        boxes: in the global frame.
-    """
-
-    token: str
-    scene: str
-    route: Int64[Tensor, "u"]
-    ms: dict[str, float]
-    wake_ms: float
-    missed: bool | None
-    gflops: float
-    share: float
-    opened: tuple[str, ...]
-    joules: float
-    boxes: Boxes
-
-    @property
-    def total_ms(self) -> float:
-        return sum(self.ms.values()) + self.wake_ms
-
-    def line(self) -> dict:
-        """Plain values for a JSON line; boxes as their number."""
-        units = {unit: BRANCHES[branch] for unit, branch in zip(UNITS, self.route.tolist(), strict=True) if branch}
-        return {
-            "token": self.token,
-            "scene": self.scene,
-            "route": units,
-            "ms": {name: round(value, 3) for name, value in self.ms.items()},
-            "total_ms": round(self.total_ms, 3),
-            "wake_ms": self.wake_ms,
-            "missed": self.missed,
-            "gflops": self.gflops,
-            "share": self.share,
-            "opened": list(self.opened),
-            "joules": self.joules,
-            "num_boxes": len(self.boxes),
-        }
-
-
 RouteOf = Callable[[Keyframe], Int64[Tensor, "u"]]
 
 
@@ -101,7 +48,7 @@ class Stream:
     Args:
         model: in evaluation mode, on its device; its router's policy decides and may have a memory.
         senses: reads.
-        settings: see there.
+        settings: see there. A model with a ``shared_budget`` tells exits and tokens what they are told at this budget.
         route_of: routes decided elsewhere, such as a fixed one; nothing is then looked at beforehand. None for the
             model's router, which sees the outcome of the frame before if it looks at ``previous``.
 
@@ -139,48 +86,85 @@ class Stream:
 
     @torch.inference_mode()
     def _step(self, keyframe: Keyframe) -> StreamedFrame:
-        ms: dict[str, float] = {}
-        watch = _Watch(self.device)
-        choice = self._routed(keyframe, ms, watch)
-        self.senses.read(keyframe, choice.numpy())
-        ms["read"] = watch.lap()
-        batch = self.senses.batch(keyframe).to(self.device)
-        ms["prepare"] = watch.lap()
-
-        def encoded(*_) -> None:
-            ms.setdefault("encode", watch.lap())
-
-        hook = self.model.merge.register_forward_pre_hook(encoded)
-        try:
-            available = self.model.available(batch)
-            plan = self.model.plan_of(choice[None].to(self.device), available)
-            # As where the model routes by itself: a route given from elsewhere, or a budget of 1, asks for no bound.
-            is_capped = self.route_of is None and self.settings.budget < 1
-            output = self.model(batch, plan=plan, is_capped=is_capped)
-        finally:
-            hook.remove()
-        ms["trunk"] = watch.lap()
+        laps = _Laps(self.device)
+        choice, has_router = self._routed(keyframe, laps)
+        output, batch, executed = self._ran(keyframe, choice, has_router, laps)
+        laps.end("trunk")
         found = decode(output.head, self.model.head.grid, self._options)[0]
         boxes = to_global(found, batch.ego_from_ego_aug[0].cpu(), batch.global_from_ego[0].cpu())
-        ms["decode"] = watch.lap()
-        ms = {name: ms.get(name, 0.0) for name in PARTS}
+        laps.end("decode")
         self._remember(choice, found)
-        return self._record(keyframe, choice, ms, output.trace.gflops()[0], boxes)
+        gflops = output.trace.gflops()[0] + (self.model.prices().always["router"] if has_router else 0.0)
+        left = None if output.exits is None else int(output.exits.exit_of[0])
+        left = left if left is not None and left < len(self.model.exits.heads) else None
+        return self._record(keyframe, executed, left, laps.ms, gflops, boxes)
 
-    def _routed(self, keyframe: Keyframe, ms: dict[str, float], watch: "_Watch") -> Int64[Tensor, "u"]:
-        """The route, on the host; SKIP for what is absent."""
-        available = torch.from_numpy(keyframe.unit_present) & self.model.has_unit.cpu()
-        if self.route_of is not None:
-            choice = torch.where(available, self.route_of(keyframe), SKIP)
-            ms["route"] = watch.lap()
-            return choice
+    def _bound(self, keyframe: Keyframe) -> float | None:
+        """Of the route; exits and tokens are told theirs. None: the full route."""
+        shared, given = self.model.shared_budget, self.route_of is not None
+        if shared is None:
+            return self.settings.budget
+        bound = shared.set(self.model, None if given else self.settings.budget, [keyframe.frame.token])
+        return None if bound is None else float(bound)
+
+    def _routed(self, keyframe: Keyframe, laps: "_Laps") -> tuple[Int64[Tensor, "u"], bool]:
+        """The route, on the host (SKIP for what is absent), and whether the router has run."""
+        available, bound = self._present(keyframe), self._bound(keyframe)
+        if self.route_of is not None or bound is None:
+            given = torch.tensor(FULL) if self.route_of is None else self.route_of(keyframe)
+            laps.end("route")
+            return torch.where(available, given, SKIP), False
         health, thumbnails = self.senses.glance(keyframe)
-        ms["glance"] = watch.lap()
+        laps.end("glance")
         glance = _glance(keyframe, health, thumbnails, available)
         glance = Glance(**{name: value.to(self.device) for name, value in vars(glance).items()})
-        choice = self.model.router(glance, self.model.routes, self.settings.budget).choice[0].cpu()
-        ms["route"] = watch.lap()
-        return choice
+        choice = self.model.router(glance, self.model.routes, bound).choice[0].cpu()
+        laps.end("route")
+        return choice, True
+
+    def _ran(
+        self, keyframe: Keyframe, choice: Int64[Tensor, "u"], has_router: bool, laps: "_Laps"
+    ) -> tuple[FusionOutput, Batch, Int64[Tensor, "u"]]:
+        """The model's answer, the batch, and the branches that ran.
+
+        Where the frame may leave before all sensors have run, the others are not read before it has not left.
+        """
+        model, exits = self.model, self.model.exits
+        first = set(exits.first_group) if exits is not None and exits.may_leave_group else set(SENSORS)
+        is_first = torch.tensor([sensor in first for sensor, units in SENSORS.items() for _ in units])
+        executed = torch.where(is_first, choice, SKIP)
+        batch = self._read(keyframe, executed, first, laps)
+        available = torch.where(is_first, model.available(batch)[0].cpu(), self._present(keyframe))[None]
+
+        def rest() -> Batch:
+            nonlocal executed
+            laps.end("trunk")
+            executed = choice
+            others = self._read(keyframe, torch.where(is_first, SKIP, choice), set(SENSORS) - first, laps)
+            return replace(batch, **{name: getattr(others, name) for name in set(SENSORS) - first})
+
+        hook = model.merge.register_forward_pre_hook(lambda *_: laps.end("encode"))
+        try:
+            available = available.to(self.device)
+            plan = model.plan_of(choice[None].to(self.device), available)
+            # As where the model routes by itself: a route given from elsewhere, or a budget of 1, asks for no bound.
+            is_capped = torch.tensor([self.route_of is None and self.settings.budget < 1])
+            dispatch = Dispatch.of(plan, available, model.prices().exists(), "sparse", is_capped)
+            output = model.execute(batch, dispatch, has_router=False, rest=rest if len(first) < len(SENSORS) else None)
+        finally:
+            hook.remove()
+        return output, batch, executed
+
+    def _read(self, keyframe: Keyframe, choice: Int64[Tensor, "u"], sensors: Collection[str], laps: "_Laps") -> Batch:
+        self.senses.read(keyframe, choice.numpy())
+        laps.end("read")
+        batch = self.senses.batch(keyframe, sensors).to(self.device)
+        laps.end("prepare")
+        return batch
+
+    def _present(self, keyframe: Keyframe) -> Bool[Tensor, "u"]:
+        """Units that are on the disk and that the model has."""
+        return torch.from_numpy(keyframe.unit_present) & self.model.has_unit.cpu()
 
     def _remember(self, choice: Int64[Tensor, "u"], found: Boxes) -> None:
         if self.route_of is None and "previous" in self.model.router.inputs:
@@ -189,11 +173,16 @@ class Stream:
             self.model.router.previous = outcome.to(self.device)
 
     def _record(
-        self, keyframe: Keyframe, choice: Int64[Tensor, "u"], ms: dict[str, float], gflops: float, boxes: Boxes
+        self,
+        keyframe: Keyframe,
+        executed: Int64[Tensor, "u"],
+        left: int | None,
+        ms: dict[str, float],
+        gflops: float,
+        boxes: Boxes,
     ) -> StreamedFrame:
         prices, settings = self.model.prices(), self.settings
-        gflops += prices.always["router"] if self.route_of is None else 0.0
-        runs = choice != SKIP
+        runs = executed != SKIP
         wakes = self._awake is not None and bool((runs & ~self._awake).any())
         self._awake = runs
         wake_ms = settings.wake_ms if wakes else 0.0
@@ -202,7 +191,8 @@ class Stream:
         return StreamedFrame(
             token=keyframe.frame.token,
             scene=keyframe.frame.scene,
-            route=choice,
+            route=executed,
+            exit=left,
             ms=ms,
             wake_ms=wake_ms,
             missed=late,
@@ -229,64 +219,20 @@ def _glance(
     )
 
 
-class _Watch:
-    """Wall milliseconds between laps, after the device is done."""
+class _Laps:
+    """Wall milliseconds of PARTS, after the device is done."""
 
     def __init__(self, device: torch.device):
-        self.device = device
+        self.device, self.ms = device, dict.fromkeys(PARTS, 0.0)
         self._last = self._now()
 
-    def lap(self) -> float:
+    def end(self, part: str) -> None:
+        """What has passed since the last end was this part's."""
         now = self._now()
-        passed, self._last = now - self._last, now
-        return 1e3 * passed
+        self.ms[part] += 1e3 * (now - self._last)
+        self._last = now
 
     def _now(self) -> float:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
-
-
-@dataclass(frozen=True)
-class StreamSummary:
-    """Of all frames but the first, which warms up (of that one, where there is no other).
-
-    Attributes:
-        num_frames: all of them.
-        mean_ms, p95_ms: by part, and ``total``.
-        num_missed: of all frames; None without a deadline.
-        share, joules: means.
-        ran_share: share of frames in which each unit ran.
-        num_switches: frames whose route differs from the one before in the scene.
-    """
-
-    num_frames: int
-    mean_ms: dict[str, float]
-    p95_ms: dict[str, float]
-    num_missed: int | None
-    share: float
-    joules: float
-    ran_share: dict[str, float]
-    num_switches: int
-
-
-def summary_of(frames: Sequence[StreamedFrame]) -> StreamSummary:
-    """Raises ValueError without frames."""
-    if not frames:
-        raise ValueError("expected frames to sum up, got none; choose a scene that has keyframes")
-    warm = frames[1:] or frames
-    columns = {name: np.array([frame.ms[name] for frame in warm]) for name in PARTS}
-    columns["total"] = np.array([frame.total_ms for frame in warm])
-    missed = [frame.missed for frame in frames]
-    pairs = zip(frames, frames[1:], strict=False)
-    ran = np.array([[branch != SKIP for branch in frame.route.tolist()] for frame in frames])
-    return StreamSummary(
-        num_frames=len(frames),
-        mean_ms={name: float(values.mean()) for name, values in columns.items()},
-        p95_ms={name: float(np.percentile(values, 95)) for name, values in columns.items()},
-        num_missed=None if missed[0] is None else sum(map(bool, missed)),
-        share=float(np.mean([frame.share for frame in frames])),
-        joules=float(np.mean([frame.joules for frame in frames])),
-        ran_share={unit: float(ran[:, row].mean()) for row, unit in enumerate(UNITS)},
-        num_switches=sum(a.scene == b.scene and not torch.equal(a.route, b.route) for a, b in pairs),
-    )

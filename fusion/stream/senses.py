@@ -11,7 +11,7 @@ A sensor that was never looked at in this scene is looked at once, and again whe
 ``look_every_s``. Ages grow meanwhile, so the router sees how old its knowledge is.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -133,7 +133,7 @@ class SceneSenses:
         return now * keyframe.present[:, None], thumbnails
 
     def read(self, keyframe: Keyframe, choice: Int[np.ndarray, "8"]) -> None:
-        """Opens what the route chose, and nothing else: pictures are decoded, sweeps are read."""
+        """Opens what the route chose and nothing else: pictures are decoded, sweeps read; what was read stays."""
         frames, measured = self.frames, {}
         for unit, channel in enumerate(CAMERAS):
             if choice[unit] != SKIP:
@@ -149,23 +149,37 @@ class SceneSenses:
             if keyframe.present[CHANNELS.index(channel)]:
                 keyframe.opened.add(channel)
                 radars[channel] = frames.measurement(keyframe.row, keyframe.reference, channel)
-        keyframe.frame = replace(keyframe.frame, cameras=measured, lidar=lidar, radars=radars)
+        before = keyframe.frame
+        keyframe.frame = replace(
+            before,
+            cameras={**before.cameras, **measured},
+            lidar=lidar or before.lidar,
+            radars={**before.radars, **radars},
+        )
         if self.glance_kind != "full" and "health" in self.inputs:
-            read = [channel for channel in (LIDAR, *RADARS) if keyframe.frame.present(channel)]
+            new = [LIDAR, *radars] if choice[LIDAR_UNIT] != SKIP else [*radars]
+            read = [channel for channel in new if keyframe.frame.present(channel)]
             if self.glance_kind == "last":
                 read += list(measured)
             if read:
                 self._remember(keyframe, read, health_of(keyframe.frame), thumbnails_of(keyframe.frame))
 
-    def batch(self, keyframe: Keyframe) -> Batch:
-        """What was read as a batch of one sample: pictures cut and resized, points gathered. The rest is absent."""
+    def batch(self, keyframe: Keyframe, sensors: Collection[str] = ("camera", "lidar", "radar")) -> Batch:
+        """What was read as a batch of one sample: pictures cut and resized, points gathered. The rest is absent.
+
+        Args:
+            sensors: others are left out altogether.
+        """
         frame, range_m = keyframe.frame, self.preparation.point_range_m
         health = np.zeros((len(CHANNELS), len(HEALTH_FIELDS)), np.float32)
+        has_pictures = self.preparation.image_size_px is not None
+        num_lidar = self.frames.lidar_sweeps if "lidar" in sensors else 0
+        num_radar = self.frames.radar_sweeps if "radar" in sensors else 0
         sample = Sample(
             frame=frame,
-            views=views_of(frame, self.preparation) if self.preparation.image_size_px is not None else None,
-            lidar=_points(frame.lidar, lidar_points, frame, range_m, len(LIDAR_FIELDS), self.frames.lidar_sweeps),
-            radar=_points(frame.radars, radar_points, frame, range_m, len(RADAR_FIELDS), self.frames.radar_sweeps),
+            views=views_of(frame, self.preparation) if "camera" in sensors and has_pictures else None,
+            lidar=_points(frame.lidar, lidar_points, frame, range_m, len(LIDAR_FIELDS), num_lidar),
+            radar=_points(frame.radars, radar_points, frame, range_m, len(RADAR_FIELDS), num_radar),
             boxes=None,
             ego_from_ego_aug=inverse_of(_IDENTITY),
             health=health,

@@ -146,6 +146,11 @@ class EarlyExits(nn.Module):
         looks_back = self.policy.looks_back or self.combine is not None or self.cascade
         return not self.rests and (walk.all_stay or looks_back or self.thresholds[number] < math.inf)
 
+    @property
+    def may_leave_group(self) -> bool:
+        """Whether samples may leave, at evaluation, before the sensors that are not of the first group have run."""
+        return bool(self.first_group) and self.thresholds[0] < math.inf and not self.observing
+
     def start(self, trace: ExecutionTrace, device: torch.device, masked: bool) -> Walk:
         """Begin with a batch. In training and in masked execution nobody leaves before the end."""
         return Walk.start(trace, len(self.heads), device, self.training or masked or self.observing)

@@ -14,8 +14,9 @@ from fusion.commands.runs import open_run
 from fusion.routing.plan import FULL, LITE, SKIP
 from fusion.routing.policies import ArgmaxPolicy
 from fusion.scoring.evaluate import evaluate_model
-from fusion.stream import runner, senses
-from fusion.stream.runner import Stream, StreamSettings, summary_of
+from fusion.stream import record, senses
+from fusion.stream.record import summary_of
+from fusion.stream.runner import Stream, StreamSettings
 from fusion.stream.senses import SceneSenses
 from sensors.rig import CAMERAS, LIDAR, LIDAR_UNIT, RADAR_UNIT, RADARS
 from tests.fusion.remembering_model import scorable_small_set
@@ -141,8 +142,10 @@ def test_boxes_under_any_plan_are_those_of_evaluation(opened):
 def test_points_are_thinned_where_a_budget_below_one_decides_and_nowhere_else(opened, monkeypatch):
     """As in evaluation: not under a given route, and not at a budget of 1."""
     bounds = []
-    forward = opened.model.forward
-    monkeypatch.setattr(opened.model, "forward", lambda *a, **k: (bounds.append(k["is_capped"]), forward(*a, **k))[1])
+    execute = opened.model.execute
+    monkeypatch.setattr(
+        opened.model, "execute", lambda *a, **k: (bounds.append(bool(a[1].capped)), execute(*a, **k))[1]
+    )
     for branch in opened.model.lidar.num_points:
         monkeypatch.setitem(opened.model.lidar.num_points, branch, 1)
     route = [SKIP] * 6 + [FULL, FULL]
@@ -150,7 +153,7 @@ def test_points_are_thinned_where_a_budget_below_one_decides_and_nowhere_else(op
     list(stream_of(opened, settings=StreamSettings(budget_of(opened.model, 0.3))).run(range(1)))
     list(stream_of(opened, settings=StreamSettings(1.0)).run(range(1)))
     assert bounds == [False] * 3 + [True, False]
-    monkeypatch.setattr(opened.model, "forward", forward)
+    monkeypatch.setattr(opened.model, "execute", execute)
     plain = evaluate_model(
         opened.model,
         opened.data.evaluation_loader("small_train", batch_size=1),
@@ -228,7 +231,7 @@ def test_the_command(run_folder, opened, capsys, monkeypatch):
     assert main(["stream", f"run={run_folder}", "scene=scene-b", budget, "deadline_ms=5"]) == 0
     lines = [json.loads(line) for line in (run_folder / "stream.jsonl").read_text().splitlines()]
     assert len(lines) == 3
-    assert set(lines[0]["ms"]) == set(runner.PARTS)
+    assert set(lines[0]["ms"]) == set(record.PARTS)
     assert main(["stream", f"run={run_folder}", "scene=nowhere"]) == 2
     assert main(["stream", f"run={run_folder}", "policy=deadline", "deadline_ms=5"]) == 2
     assert "dynfusion costs" in capsys.readouterr().err

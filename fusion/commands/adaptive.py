@@ -4,10 +4,9 @@ dynfusion adaptive merge=[RUN,...] [out=FILE.md]
 
 One budget for router, early exits and tokens. Runs a labelled split under a grid of routes and token rates, chooses for
 each budget the bound on the route, the exits' thresholds and the token rate of least loss that keep it on average, and
-writes RUN/adaptive.json: evaluate, robustness and stream then use it wherever they are given a budget. cap is the share
-of the full cost that the bound on a route may be at most, at budgets up to it (a larger budget is its own bound). It also
-says how well the exits' probabilities are calibrated, and what budgets cost on scenes that their settings were not found
-on.
+writes RUN/adaptive.json: evaluate, robustness and stream then use it wherever they are given a budget. cap is the most
+that a bound on a route may be, as a share of the full cost; a budget above it is its own. It also says how well the
+exits' probabilities are calibrated, and what budgets cost on scenes that their settings were not found on.
 
 ablation=true also scores router, exits and tokens alone, in pairs and together at every budget, each sample with
 settings found on other scenes, one sample at a time, and writes RUN/ablation.json. controls=true adds to that file what

@@ -85,7 +85,7 @@ def scattered(
 
 def kept_block(block: nn.Module, tokens: Float[Tensor, "b n c"], keep: Bool[Tensor, "b n"]) -> Float[Tensor, "b n c"]:
     """The block on the kept tokens alone, the others unchanged. All kept: the block itself."""
-    counts = keep.sum(dim=1).tolist()  # the one sync
+    counts = keep.sum(dim=1).tolist()  # waits for the device, and so does nonzero
     if min(counts, default=0) == tokens.shape[1]:
         return block(tokens)
     rows = torch.nonzero(keep.flatten())[:, 0]

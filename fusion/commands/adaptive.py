@@ -11,7 +11,8 @@ exits' probabilities are calibrated, and what budgets cost on scenes that their 
 ablation=true also scores router, exits and tokens alone, in pairs and together at every budget, each sample with
 settings found on other scenes, one sample at a time, and writes RUN/ablation.json. controls=true adds to that file what
 random routes, the best static route and an oracle over static routes give for at most what all three executed; with
-ablation=true it follows at once. merge joins the tables of several runs.
+ablation=true it follows at once. merge joins the tables of several runs; all rows of them are written beside out, as
+.jsonl.
 """
 
 import time

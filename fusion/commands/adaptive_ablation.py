@@ -92,17 +92,37 @@ def write_ablation(path: Path, cells: list, origin: dict) -> None:
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
+REPORTED = ("held_out", "exits", "answers")
+"""Tables of adaptive.json beside the settings."""
+
+
 def merged(options) -> str:
-    """The Markdown table over several runs, also written to ``out``.
+    """The Markdown table over several runs, also written to ``out``; beside it, as ``.jsonl``, the rows of every run.
 
     Raises:
         FileNotFoundError: a run without an ablation.
+        ValueError: an ``out`` that is no ``.md`` file.
     """
     from fusion.adaptive.ablation import ablation_table
     from fusion.run_directory import write_text
 
-    runs = [read_ablation(Path(name) / "ablation.json")[1] for name in options.merge]
-    text = ablation_table(runs) + "\n"
+    if options.out and Path(options.out).suffix != ".md":
+        raise ValueError(f"expected out=FILE.md, got out={options.out}; the rows are written beside it, as .jsonl")
+    runs = {name: read_ablation(Path(name) / "ablation.json")[1] for name in options.merge}
+    text = ablation_table(list(runs.values())) + "\n"
     if options.out:
+        rows = [row for name, cells in runs.items() for row in _rows_of(Path(name), cells)]
         write_text(Path(options.out), text)
+        write_text(Path(options.out).with_suffix(".jsonl"), "".join(json.dumps(row) + "\n" for row in rows))
     return text
+
+
+def _rows_of(run: Path, cells: list) -> list[dict]:
+    """Cells of a run's ablation, and the tables of the calibration that it has beside them."""
+    from fusion.adaptive.files import FILE
+
+    rows = [{"run": run.name, "table": "ablation", **asdict(cell)} for cell in cells]
+    if not (run / FILE).is_file():
+        return rows
+    content = json.loads((run / FILE).read_text(encoding="utf-8"))
+    return rows + [{"run": run.name, "table": name, **row} for name in REPORTED for row in content.get(name, [])]

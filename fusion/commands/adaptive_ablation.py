@@ -121,7 +121,9 @@ def _rows_of(run: Path, cells: list) -> list[dict]:
     """Cells of a run's ablation, and the tables of the calibration that it has beside them."""
     from fusion.adaptive.files import FILE
 
-    rows = [{"run": run.name, "table": "ablation", **asdict(cell)} for cell in cells]
+    rows = [{"run": run.name, "table": "ablation", **asdict(cell), "left_early": 1 - cell.left[-1]} for cell in cells]
+    for row in rows:
+        del row["left"]
     if not (run / FILE).is_file():
         return rows
     content = json.loads((run / FILE).read_text(encoding="utf-8"))

@@ -176,6 +176,8 @@ class EarlyExits(nn.Module):
         Args:
             bev: of the samples that are still there.
         """
+        if self.first_group and not walk.said:  # the exit over these was left out: the others keep their numbers
+            walk.skip()
         places = {one.after: number for number, one in enumerate(self.heads)}
         levels: list[Tensor] = []
         for place, stage in enumerate(trunk.stages):
@@ -209,9 +211,7 @@ class EarlyExits(nn.Module):
     def _visit(self, number: int, bev: Tensor, walk: Walk, may_leave: Tensor | None = None) -> Tensor | None:
         """Run one exit where anybody needs it; who stays."""
         if not self.runs_exit(number, walk):
-            walk.said.append(None)
-            walk.history.append(None)
-            walk.answers.append(None)
+            walk.skip()
             return None
         exit_head = self.heads[number]
         features = exit_head.features(bev.detach() if self.detach else bev)

@@ -70,6 +70,12 @@ class Walk:
         for row, less in zip(self.numbers, saved, strict=True):
             self.trace.add(ALWAYS, part, (row,), gflops - less)
 
+    def skip(self) -> None:
+        """The next exit is not computed; it keeps its number."""
+        self.history.append(None)
+        self.said.append(None)
+        self.answers.append(None)
+
     def leave(self, leaves: Bool[Tensor, "r"], answer: HeadOutput) -> Int64[Tensor, "s"] | None:
         """Let some of the samples that are still there go with their answers; the one sync of an exit.
 

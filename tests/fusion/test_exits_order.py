@@ -174,3 +174,25 @@ def test_router_exits_and_tokens_together_are_the_masked_model_and_each_sample_a
     finally:
         MODEL.exits.set_thresholds((math.inf, math.inf))
         tokens.set_rate()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("thresholds", "exit_of"), [((math.inf, 0.5), 1), ((0.5, 0.5), 0), ((math.inf, math.inf), 2)])
+def test_an_exit_that_is_off_leaves_the_others_their_numbers(thresholds, exit_of):
+    """As in masked execution: policies with numbers of each exit must find their own."""
+    asked = []
+
+    class Sure:
+        looks_back = False
+
+        def __call__(self, history):
+            asked.append(len(history) - 1)
+            return torch.ones(len(history[-1].xy_m))
+
+    model, batch = adaptive_model(), small_batch(3)
+    model.exits.policy = Sure()
+    model.exits.set_thresholds(thresholds)
+    plan = model.full_plan(batch)
+    assert model(batch, plan=plan).exits.exit_of.tolist() == [exit_of] * 3
+    assert asked == ([exit_of] if exit_of < 2 else [])
+    assert model(batch, plan=plan, execution="masked").exits.exit_of.tolist() == [exit_of] * 3

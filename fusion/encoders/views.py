@@ -44,9 +44,10 @@ class ViewEncoder(nn.Module):
         backbone_options: further arguments for timm, e.g. ``{"channels": [32, 64, 128, 256]}`` for a narrow ResNet.
         class_channels: whether the first ten channels of the context are scores of the ten classes, which a loss in the
             picture teaches (``fusion.encoders.perspective``).
+        method, teacher: of a ``VitViewEncoder``, which has tokens; here None.
 
     Raises:
-        ValueError: no such backbone or stride, or fewer than ten channels for the classes.
+        ValueError: no such backbone or stride, fewer than ten channels for the classes, or a token method.
     """
 
     def __init__(
@@ -59,8 +60,17 @@ class ViewEncoder(nn.Module):
         neck_channels: int = 64,
         backbone_options: Mapping | None = None,
         class_channels: bool = False,
+        *,
+        method: object = None,
+        teacher: object = None,
     ):
         super().__init__()
+        for name, given in (("token method", method), ("teacher", teacher)):
+            if given is not None:
+                raise ValueError(
+                    f"expected no {name} in the convolutional ViewEncoder, which has no tokens, got "
+                    f"{type(given).__name__}; use fusion.encoders.vit.VitViewEncoder (model=tiny_vit), or remove it"
+                )
         if class_channels and channels < NUM_CLASS_CHANNELS:
             raise ValueError(f"expected at least {NUM_CLASS_CHANNELS} channels for class_channels, got {channels}")
         self.class_channels = class_channels

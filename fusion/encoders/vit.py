@@ -35,8 +35,8 @@ class VitViewEncoder(nn.Module):
         rate: share of its own rate that the token method works at in evaluation, see ``set_rate``.
 
     Raises:
-        ValueError: a backbone that is no plain ViT: its tokens cannot be dropped; a teacher where none are; or
-            a stride that is not the side of its patches.
+        ValueError: a backbone that is no plain ViT: its tokens cannot be dropped; a method that does not fit it; a
+            teacher where none are dropped; or a stride that is not the side of its patches.
     """
 
     def __init__(
@@ -63,6 +63,8 @@ class VitViewEncoder(nn.Module):
             raise ValueError(_no_vit(backbone, type(vit).__name__))
         vit.norm = nn.Identity() if vit.norm is None else vit.norm
         self.vit, self.method = vit, method if method is not None else Dense()
+        if hasattr(self.method, "check"):
+            self.method.check(vit)
         self.rate, self._saved, self.teacher = 1.0, None, teacher
         if teacher is not None:
             if isinstance(self.method, Dense):

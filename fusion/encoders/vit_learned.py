@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fusion.encoders.vit_tokens import Blocks, Dense
+from fusion.encoders.vit_tokens import Blocks, Dense, check_places
 from fusion.ops.rows import mean_so_far
 from fusion.trunk.tokens_blocks import (
     block_gflops,
@@ -24,7 +24,7 @@ class DynamicVit(nn.Module):
     In training all tokens stay, masked, with noise; at evaluation the best are gathered, as many of each picture.
 
     Args:
-        dim: of the ViT.
+        dim: width of the ViT's tokens.
         at: blocks before which patches are dropped.
         keep: share of the remaining patches that stays each time; 1 is the dense ViT.
 
@@ -41,7 +41,7 @@ class DynamicVit(nn.Module):
         super().__init__()
         if not 0 < keep <= 1:
             raise ValueError(f"expected keep in (0, 1], got {keep}")
-        self.at, self.keep, self.rate = tuple(at), keep, 1.0 if keep < 1 else None
+        self.dim, self.at, self.keep, self.rate = dim, tuple(at), keep, 1.0 if keep < 1 else None
         self.local = nn.ModuleList(nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.GELU()) for _ in self.at)
         self.score = nn.ModuleList(
             nn.Sequential(nn.Linear(dim, dim // 2), nn.GELU(), nn.Linear(dim // 2, 2)) for _ in self.at
@@ -54,6 +54,14 @@ class DynamicVit(nn.Module):
         if self.keep == 1:
             return Dense()(blocks, tokens, num_prefix)
         return (self.masked if self.training else self._gathered)(blocks, tokens, num_prefix)
+
+    def check(self, vit: nn.Module) -> None:
+        """Raises ValueError for a ViT of another width, or one that lacks a block of ``at``."""
+        if self.dim != vit.embed_dim:
+            raise ValueError(
+                f"expected dim of DynamicVit to be {vit.embed_dim}, the width of the ViT, got {self.dim}; change it"
+            )
+        check_places("DynamicVit", self.at, len(vit.blocks))
 
     def ratio_loss(self) -> Float[Tensor, ""]:
         """Squared distance of the kept shares of the last training batch from keep, keep^2, ..."""
@@ -202,6 +210,14 @@ class AVit(nn.Module):
         self.last_depths = depths[:, num_prefix:]
         self._remember((depths + remainder)[:, num_prefix:].mean(), torch.stack(shares), len(tokens))
         return output[:, num_prefix:]
+
+    def check(self, vit: nn.Module) -> None:
+        """Raises ValueError for a target depth below the last block."""
+        if self.target_depth is not None and self.target_depth > len(vit.blocks):
+            raise ValueError(
+                f"expected target_depth of AVit from 1 to {len(vit.blocks)}, the blocks of the ViT, got "
+                f"{self.target_depth}; lower it"
+            )
 
     def _remember(self, ponder: Float[Tensor, ""], halting: Float[Tensor, "l"], num_rows: int) -> None:
         """Of one call; outside training it stands alone."""

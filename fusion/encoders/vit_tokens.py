@@ -25,9 +25,15 @@ Blocks = Sequence[nn.Module] | nn.Sequential
 """Of a ViT, in order."""
 
 
+NO_CLASS = "expected a ViT with a class token for EVit, got one without; use ToMe or DynamicVit"
+
+
 @runtime_checkable
 class TokenMethod(Protocol):
-    """How the blocks of a ViT are run."""
+    """How the blocks of a ViT are run.
+
+    A method may have a ``check(vit)``, which raises ValueError where it does not fit; ``VitViewEncoder`` asks it first.
+    """
 
     def __call__(self, blocks: Blocks, tokens: Float[Tensor, "r m c"], num_prefix: int) -> Float[Tensor, "r n c"]:
         """Features of all n patches from ``num_prefix`` class and register tokens followed by n patches."""
@@ -64,9 +70,15 @@ class EVit:
             raise ValueError(f"expected keep in (0, 1], got {keep}")
         self.at, self.keep, self.rate = tuple(at), keep, 1.0
 
+    def check(self, vit: nn.Module) -> None:
+        """Raises ValueError for a ViT without a class token, or one that lacks a block of ``at``."""
+        if getattr(vit, "cls_token", None) is None:  # prefix tokens may be registers alone
+            raise ValueError(NO_CLASS)
+        check_places("EVit", self.at, len(vit.blocks))
+
     def __call__(self, blocks: Blocks, tokens: Float[Tensor, "r m c"], num_prefix: int) -> Float[Tensor, "r n c"]:
         if num_prefix == 0:
-            raise ValueError("expected a ViT with a class token for EVit, got one without; use ToMe or DynamicVit")
+            raise ValueError(NO_CLASS)
         canvas = tokens[:, num_prefix:]
         cells = torch.arange(canvas.shape[1], device=tokens.device).expand(len(tokens), -1)
         for number, block in enumerate(blocks):
@@ -116,6 +128,14 @@ class ToMe:
         self.merged, self.rate = merged if isinstance(merged, int) else tuple(merged), 1.0
         if min([merged] if isinstance(merged, int) else merged, default=0) < 0:
             raise ValueError(f"expected merged of at least 0, got {merged}")
+
+    def check(self, vit: nn.Module) -> None:
+        """Raises ValueError for more numbers than blocks."""
+        if not isinstance(self.merged, int) and len(self.merged) > len(vit.blocks):
+            raise ValueError(
+                f"expected merged of ToMe for at most the {len(vit.blocks)} blocks of the ViT, got {len(self.merged)} "
+                f"numbers, {list(self.merged)}; leave some out"
+            )
 
     def counts(self, depth: int, num_patches: int) -> list[int]:
         """How many each of ``depth`` blocks merges away."""
@@ -241,6 +261,14 @@ def _attended_from_class(block: nn.Module, tokens: Tensor, num_prefix: int) -> t
     look = ((query[:, :, :1] @ key.transpose(-2, -1)).float() * query.shape[-1] ** -0.5).softmax(dim=-1)
     after = after_attention(block, tokens, projected(block.attn, mixed.transpose(1, 2)))
     return after, look.mean(dim=1)[:, 0, num_prefix:]
+
+
+def check_places(name: str, at: Sequence[int], depth: int) -> None:
+    """Raises ValueError unless a method drops patches at some of the blocks that are there, at each once."""
+    if not at or len(set(at)) < len(at) or not set(at) <= set(range(depth)):
+        raise ValueError(
+            f"expected at of {name} among the blocks of the ViT, 0 to {depth - 1}, each once, got {list(at)}; change it"
+        )
 
 
 def _count(keep: float | int, num_patches: int) -> int:

@@ -15,7 +15,7 @@ from fusion.heads.center import NUM_CLASSES, CenterHead, HeadOutput
 from fusion.routing.plan import ExecutionTrace
 from fusion.trunk.exits_combine import Boosted, Combination
 from fusion.trunk.exits_fitted import check_known
-from fusion.trunk.exits_head import AFTER_GROUP, ExitHead, same_grid, scaled_gradient, stage_maps
+from fusion.trunk.exits_head import AFTER_GROUP, ExitHead, check_places, same_grid, scaled_gradient, stage_maps
 from fusion.trunk.exits_peaks import find_peaks
 from fusion.trunk.exits_policies import ExitPolicy, MaxProb
 from fusion.trunk.exits_rows import ExitRun, Walk, picked
@@ -59,8 +59,7 @@ class EarlyExits(nn.Module):
     ):
         super().__init__()
         places = [one.after for one in exits]
-        if not places or places != sorted(set(places)) or places[0] < AFTER_GROUP:
-            raise ValueError(f"expected exits after stages in rising order, each once, got {places}; reorder them")
+        check_places(places)
         if (AFTER_GROUP in places) != bool(first_group):
             raise ValueError(
                 f"expected first_group with an exit at {AFTER_GROUP}, got exits after {places} and first_group "

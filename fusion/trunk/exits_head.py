@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -64,6 +65,19 @@ class _ScaledGradient(torch.autograd.Function):
 def scaled_gradient(values: Float[Tensor, "..."], scale: float | int) -> Float[Tensor, "..."]:
     """The identity, whose gradient is multiplied by ``scale``."""
     return _ScaledGradient.apply(values, float(scale))
+
+
+def check_places(places: Sequence[int]) -> None:
+    """Raises ValueError unless there are exits, at places in rising order. How many stages there are is not known."""
+    if not places:
+        raise ValueError("expected at least one exit, got exits: []; add an ExitHead, or leave the model's exits out")
+    if min(places) < AFTER_GROUP:
+        raise ValueError(
+            f"expected exits after stages from 0, or after {AFTER_GROUP} (the first group of sensors), got after: "
+            f"{min(places)}; change it"
+        )
+    if list(places) != sorted(set(places)):
+        raise ValueError(f"expected exits after stages in rising order, each once, got {list(places)}; reorder them")
 
 
 def same_grid(one: BevGrid, other: BevGrid) -> bool:

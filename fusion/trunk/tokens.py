@@ -148,7 +148,7 @@ class KeepTokens(nn.Module):
         if share == 1:
             return passes
         # Rounded down, so that no sample costs more than it may; a fixed share keeps one cell at least.
-        count = int(share * lead.shape[1] + 1e-6) if self.keep is None else max(round(share * lead.shape[1]), 1)
+        count = int(share * lead.shape[1] + 1e-6) if self.keep is None else self._fixed_count(lead.shape[1])
         best = lead.topk(count, dim=1).indices
         return passes & torch.zeros_like(passes).scatter(1, best, True)
 
@@ -175,25 +175,39 @@ class KeepTokens(nn.Module):
     def price(self, shape: tuple[int, int]) -> float:
         """The most that one sample can cost on a map of ``shape``: all cells, or the fixed share of them.
 
+        Cells inside windows cost the most where they fill as few windows as they can.
+
         Raises:
             ValueError: sides that are no multiples of the window.
         """
         if self.window is not None:
             check_sides(shape, self.window)
-        return self.gflops(shape[0] * shape[1])
+        return self._most_gflops(shape[0] * shape[1])
 
     def saved_gflops(self) -> list[float]:
-        """Of each sample of the last forward pass, compared with all tokens in every block."""
-        use, most = self.last_use, self.gflops(self.last_use.num_tokens)
+        """Of each sample of the last forward pass, compared with its price."""
+        use, most = self.last_use, self._most_gflops(self.last_use.num_tokens)
         shares = use.shares.detach()
         pairs = shares.square() if use.pairs is None else use.pairs
+        # Shares are float32: what spends all of its price may lie a rounding above it.
         return [
-            most - self.gflops(use.num_tokens, *own) for own in zip(shares.T.tolist(), pairs.T.tolist(), strict=True)
+            max(most - self.gflops(use.num_tokens, *own), 0.0)
+            for own in zip(shares.T.tolist(), pairs.T.tolist(), strict=True)
         ]
 
     def __getstate__(self) -> dict:
         """Copies do not take the last pass along: it may hang on a graph."""
         return {**self.__dict__, "last_use": None}
+
+    def _fixed_count(self, num_cells: int) -> int:
+        return max(round(self.keep * num_cells), 1)
+
+    def _most_gflops(self, num_cells: int) -> float:
+        kept = num_cells if self.keep is None else self._fixed_count(num_cells)
+        side = num_cells if self.window is None else self.window**2
+        whole, rest = divmod(kept, side)
+        pairs = (whole * side**2 + rest**2) / (num_cells * side)
+        return self.gflops(num_cells, [kept / num_cells] * len(self.blocks), [pairs] * len(self.blocks))
 
     def _gate(self, logits: Float[Tensor, "b n 2"]) -> tuple[Float[Tensor, "b n"], Float[Tensor, "b"]]:
         """Gate of every cell, and what the ratio loss looks at."""

@@ -19,6 +19,11 @@ from tests.fusion.routed_run import SMALL_SET, write_routed_run
 
 VIT = "{_target_: fusion.encoders.vit.VitViewEncoder, backbone: resnet18, channels: 48, num_depths: 40, "
 VIT += "method: {_target_: fusion.encoders.vit_tokens.EVit, keep: 0.5}}"
+EVIT = "{_target_: fusion.encoders.vit_tokens.EVit, at: [20], keep: 0.7}"
+DYNAMIC = "{_target_: fusion.encoders.vit_learned.DynamicVit, dim: 95, at: [2, 4]}"
+TEACHER = "{_target_: fusion.encoders.vit_teacher.TokenTeacher, weights: own}"
+NO_TOKENS = "expected no {} in the convolutional ViewEncoder, which has no tokens, got {}; use fusion.encoders.vit."
+NO_TOKENS += "VitViewEncoder (model=tiny_vit), or remove it"
 FEW = (*SMALL_SET, "data.lidar_sweeps=1", "data.radar_sweeps=1")
 
 
@@ -51,7 +56,15 @@ def mistake(arguments: list[str], capsys) -> str:
         (["model=tiny_adaptive", "model.trunk.tokens.window=7"], "multiples of the window 7"),
         (["model=tiny_adaptive", "+model.trunk.tokens.keep=0.5"], "free rate"),
         (["model=tiny", "+model.camera_guide=lidar"], "VitViewEncoder with method GuidedKeep"),
-        (["model=tiny", "+model.cameras.encoder.method={_target_: fusion.encoders.vit_tokens.ToMe}"], "method"),
+        (["model=tiny", f"+model.cameras.encoder.method={EVIT}"], NO_TOKENS.format("token method", "EVit")),
+        (["model=tiny", f"+model.cameras.encoder.teacher={TEACHER}"], NO_TOKENS.format("teacher", "TokenTeacher")),
+        (["model=tiny_vit", f"model.cameras.encoder.method={EVIT}"], "expected at of EVit among the blocks of the ViT"),
+        (["model=tiny_vit", f"model.cameras.encoder.method={DYNAMIC}"], "expected dim of DynamicVit to be 96"),
+        (["model=tiny_exits", "model.exits.exits=[]"], "expected at least one exit, got exits: []; add"),
+        (
+            ["model=tiny_exits", "model.exits.exits.0.after=-3"],
+            "or after -1 (the first group of sensors), got after: -3",
+        ),
         (["model=tiny", "+model.lidar.keep_regions=0.5"], "below 1 with regions"),
         (
             ["model=tiny", "~model.cameras.encoder", f"+model.cameras.encoder={VIT}"],

@@ -136,7 +136,7 @@ def test_halted_patches_are_saved_in_the_trace():
     assert made.saved_gflops() is None
 
 
-@pytest.mark.parametrize("method", [None, Dense(), AVit(), DynamicVit(DIM, keep=1)])
+@pytest.mark.parametrize("method", [None, Dense(), AVit(), DynamicVit(DIM, (1,), keep=1)])
 def test_methods_without_a_rate(method):
     made = with_method(method)
     made.set_rate(1.0)
@@ -144,7 +144,7 @@ def test_methods_without_a_rate(method):
         made.set_rate(0.5)
     assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="got 0 of EVit"):
-        with_method(EVit()).set_rate(0.0)
+        with_method(EVit((1,))).set_rate(0.0)
 
 
 def test_a_rate_that_costs_more_than_it_saves_is_not_tried():

@@ -337,7 +337,7 @@ def _two_outputs():
 @pytest.mark.parametrize(
     ("places", "options", "word"),
     [
-        ((), {}, "rising"),
+        ((), {}, r"expected at least one exit, got exits: \[\]; add"),
         ((1, 0), {}, "rising"),
         ((2,), {}, "last"),
         ((0,), {"thresholds": [1.0, 2.0]}, "threshold"),

@@ -197,6 +197,34 @@ def test_block_flops_agree_with_pytorch():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("keep", [0.01, 0.3, 0.5, 1])
+def test_a_fixed_share_is_priced_at_what_it_costs(keep):
+    made = stage(keep=keep)
+    with FlopCounterMode(display=False) as counter:
+        made(BEV[:1])
+    assert made.price((6, 5)) * 1e9 == pytest.approx(counter.get_total_flops(), rel=1e-9)
+    made(BEV)
+    assert made.saved_gflops() == pytest.approx([0.0] * 3, abs=1e-12)
+    assert stage().price((6, 5)) == stage(keep=None).gflops(30)  # a free rate may take them all
+
+
+@torch.no_grad()
+def test_a_fixed_share_in_windows_is_priced_at_the_most_that_it_may_cost():
+    """10 of 24 cells in windows of four: most where they fill two windows and half of a third."""
+    made, bev = stage(keep=0.4, window=2), BEV[:1, :, :, :4]
+    with FlopCounterMode(display=False) as counter:
+        made(bev)
+    (saved,) = made.saved_gflops()
+    assert saved > 0
+    assert (made.price((6, 4)) - saved) * 1e9 == pytest.approx(counter.get_total_flops(), rel=1e-6)
+    made.kept = lambda logits: torch.arange(24)[None] < 10
+    with FlopCounterMode(display=False) as counter:
+        made(bev)
+    assert made.price((6, 4)) * 1e9 == pytest.approx(counter.get_total_flops(), rel=1e-9)
+    assert made.saved_gflops() == pytest.approx([0.0], abs=1e-10)
+
+
+@torch.no_grad()
 def test_windows_split_and_join():
     bev = torch.randn(2, 16, 4, 6)
     assert torch.equal(joined_windows(split_windows(bev, 2), (4, 6)), bev)
@@ -256,6 +284,20 @@ def test_a_trunk_with_tokens_prices_and_records_what_ran():
     model = FusionModel(*parts, trunk, base.head, base.router, EarlyExits([head])).eval()
     again = model(batch, plan=model.full_plan(batch))
     assert again.trace.gflops() == pytest.approx(output.trace.gflops())
+
+
+@torch.no_grad()
+def test_a_budget_of_one_is_spent_with_a_fixed_share():
+    torch.manual_seed(0)
+    trunk = BevTrunk(12, (12, 16), (1, 0), (1, 2), out_channels=8, upsample=2, tokens=KeepTokens(16, 2, keep=0.5))
+    base = small_model()
+    model = FusionModel(base.cameras, base.lidar, base.radar, base.merge, trunk, base.head, base.router).eval()
+    batch = small_batch(3)
+    for training in (False, True):  # with the same share of cells
+        trace = model.train(training)(batch, plan=model.full_plan(batch)).trace
+        spent = [e.gflops_per_row for e in trace.executions if e.branch == "trunk"]
+        assert spent == pytest.approx([model.prices().always["trunk"]] * 3, rel=1e-6)
+        assert max(spent) <= model.prices().always["trunk"]
 
 
 @pytest.mark.parametrize("options", [{"keep": 0.0}, {"keep": 1.5}, {"num_heads": 3}])

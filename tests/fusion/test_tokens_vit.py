@@ -53,7 +53,7 @@ def test_dense_is_timm_and_fits_the_contract():
 
 @pytest.mark.parametrize(
     "method",
-    [EVit(keep=1), ToMe(merged=0), DynamicVit(DIM, keep=1), AVit(never=True), GuidedKeep(keep=1)],
+    [EVit((1, 2), 1), ToMe(merged=0), DynamicVit(DIM, (1, 2), 1), AVit(never=True), GuidedKeep(keep=1)],
     ids=lambda method: type(method).__name__,
 )
 @torch.no_grad()
@@ -135,9 +135,44 @@ def test_a_stride_is_the_side_of_a_patch():
 
 
 def test_evit_wants_a_class_token():
-    made = encoder(EVit((1,), 0.5), backbone_options={**OPTIONS, "class_token": False, "global_pool": "avg"})
+    without = {**OPTIONS, "class_token": False, "global_pool": "avg"}
+    for options in (without, {**without, "reg_tokens": 2}):  # registers are prefix tokens, too
+        with pytest.raises(ValueError, match="expected a ViT with a class token for EVit, got one without; use"):
+            encoder(EVit((1,), 0.5), backbone_options=options)
+    made = encoder(backbone_options=without)
+    made.method = EVit((1,), 0.5)  # past the encoder's check
     with pytest.raises(ValueError, match="class token"):
         made(IMAGES)
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        (EVit((1, 20), 0.5), "at of EVit among the blocks of the ViT, 0 to 3, each once, got [1, 20]; change it"),
+        (EVit((), 0.5), "at of EVit among the blocks of the ViT, 0 to 3, each once, got []; change it"),
+        (EVit((-1,), 1), "at of EVit among the blocks of the ViT, 0 to 3, each once, got [-1]; change it"),
+        (DynamicVit(DIM), "at of DynamicVit among the blocks of the ViT, 0 to 3, each once, got [3, 6, 9]; change it"),
+        (
+            DynamicVit(DIM, (1, 1)),
+            "at of DynamicVit among the blocks of the ViT, 0 to 3, each once, got [1, 1]; change it",
+        ),
+        (DynamicVit(DIM - 1, (1,)), "dim of DynamicVit to be 32, the width of the ViT, got 31; change it"),
+        (
+            ToMe([1] * 5),
+            "merged of ToMe for at most the 4 blocks of the ViT, got 5 numbers, [1, 1, 1, 1, 1]; leave some out",
+        ),
+        (AVit(target_depth=5), "target_depth of AVit from 1 to 4, the blocks of the ViT, got 5; lower it"),
+    ],
+)
+def test_a_method_that_does_not_fit_the_vit(method, message):
+    with pytest.raises(ValueError) as error:
+        encoder(method)
+    assert str(error.value) == f"expected {message}"
+
+
+def test_a_method_that_just_fits_the_vit():
+    for method in (EVit((0, 3), 0.5), DynamicVit(DIM, (3, 0)), ToMe([1] * 4), AVit(target_depth=4)):
+        encoder(method)
 
 
 def test_merging_by_hand():

@@ -38,7 +38,10 @@ class GradientReport(pl.Callback):
 
     def __init__(self, folder: Path, every_n_steps: int | None = None, balance: float = 0.0):
         if balance < 0 or (every_n_steps is not None and every_n_steps < 1):
-            raise ValueError(f"expected balance of at least 0 and rows every 1 or more steps, got {balance}")
+            raise ValueError(
+                "expected a modality_balance of at least 0 and gradients_every_n_steps of 1 or more (or null), "
+                f"got {balance} and {every_n_steps}; change it"
+            )
         self.folder, self.every_n_steps, self.balance = folder, every_n_steps, balance
         self.norms: dict[str, float] = {}
         self._learning: tuple[str, ...] = ()

@@ -1,5 +1,7 @@
 """What a stage of training changes beside the loss: what trains, how the router decides, which faults the data has."""
 
+import math
+
 from torch import nn
 
 from fusion.routing.relaxations import Relaxation
@@ -66,6 +68,31 @@ class StageEntry:
             router.relaxation = wanted
             if isinstance(wanted, nn.Module):
                 wanted.train(router.training)
+
+
+def require_steps(curriculum: Curriculum, num_steps: int) -> None:
+    """That every stage gets a step of a training of so many.
+
+    A stage that is passed over would pass for trained: after a last stage of the router's, every command would let a
+    router decide that has learnt nothing.
+
+    Raises:
+        ValueError: some get none.
+    """
+    begin, idle = 0.0, []
+    for stage in curriculum.stages:
+        first = math.floor(begin * num_steps)  # or the next one; exactly as training asks, with its rounding
+        steps = [step for step in range(max(first - 1, 0), first + 3) if step < num_steps]
+        if not any(curriculum.at(step / num_steps) is stage for step in steps):
+            idle.append(stage.name)
+        begin = stage.until
+    if idle:
+        ends = ", ".join(f"{stage.name}: {stage.until:g}" for stage in curriculum.stages)
+        raise ValueError(
+            f"expected a step of training for every stage, got none for {', '.join(idle)}: the {num_steps} optimiser "
+            f"steps of this training are too few for stages until {ends}; train longer (such as trainer.max_epochs), "
+            "or change 'until' of the stages"
+        )
 
 
 def meet_data(curriculum: Curriculum, data: object) -> None:

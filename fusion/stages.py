@@ -78,6 +78,9 @@ class Stage:
 
     def __post_init__(self):
         _check(self, 0.0 < self.until <= 1.0, "until in (0, 1], a share of training", self.until)
+        if self.trainable != "all":
+            _check_list(self, "trainable to be all or a list", self.trainable, "router")
+        _check_list(self, "units to be a list", self.units, "LIDAR")
         _check(self, self.route in ROUTES, f"route to be one of {', '.join(ROUTES)}", self.route)
         _check(self, self.step is not None or self.route != "custom", "a step for route custom", self.step)
         _check(self, self.execution in EXECUTIONS, "execution to be sparse or masked", self.execution)
@@ -225,3 +228,9 @@ def is_below(name: str, prefix: str) -> bool:
 def _check(stage: Stage, holds: bool, expected: str, got: object) -> None:
     if not holds:
         raise ValueError(f"stage '{stage.name}': expected {expected}; got {got}")
+
+
+def _check_list(stage: Stage, expected: str, got: object, example: str) -> None:
+    """A word is a sequence as well: of letters."""
+    is_list = isinstance(got, Sequence) and not isinstance(got, str)
+    _check(stage, is_list, f"{expected}, such as [{got if isinstance(got, str) else example}]", repr(got))

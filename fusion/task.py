@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from datamodules.batch import Batch
@@ -19,10 +20,11 @@ from fusion.model import FusionOutput
 from fusion.optim import OptimizerSettings, learning_rate_factor
 from fusion.routed_steps import paired_step, sandwich_step
 from fusion.router_lessons import RouterLessons
-from fusion.routing.budget import budget_loss, route_entropy
+from fusion.routing.budget import budget_loss, checked_budget, route_entropy
 from fusion.routing.objectives import BudgetTerm, mean_over_process_group
 from fusion.routing.plan import BRANCHES, NUM_BRANCHES, RoutingPlan
-from fusion.stage_entry import StageEntry, meet_data
+from fusion.stage_effect import require_effect
+from fusion.stage_entry import StageEntry, meet_data, require_steps
 from fusion.stages import BY_ROUTER, LESSONS, Curriculum, Stage
 from fusion.validation import DetectionScores, QuickPrecision
 from sensors.rig import UNITS
@@ -46,7 +48,7 @@ class FusionTask(pl.LightningModule):
         stages: one after the other, over training progress.
         optimizer: learning rates and schedule.
         loss_weights: on the terms of DEFAULT_WEIGHTS; those not named keep their default.
-        validation_budget: share of the full cost at which the router is validated.
+        validation_budget: share of the full cost at which the router is validated, from the model's least budget to 1.
         seed: of all draws of training.
         budget_term: in place of the squared hinge, such as ``fusion.routing.objectives.LagrangianBudget``.
         lessons: how stages with a route of ``fusion.router_lessons`` teach the router; None for its defaults.
@@ -88,14 +90,16 @@ class FusionTask(pl.LightningModule):
         if unknown:
             raise ValueError(f"expected loss weights among {', '.join(known)}, got {', '.join(unknown)}")
         self.model = model
+        self.loss_weights = {**known, **(loss_weights or {})}
         self.curriculum.check(model, tuple(known), model.min_budget)
+        for stage in self.curriculum.stages:
+            require_effect(stage, model, {name: self.weight_of(name, stage) for name in known})
         self.stage_entry = StageEntry(model, self.curriculum)
         self.custom_steps = nn.ModuleList(modules_of(steps))
         self.optimizer_settings = optimizer or OptimizerSettings()
-        self.loss_weights = {**known, **(loss_weights or {})}
         self.budget_term = budget_term
         self.step_routes: list[tuple[Tensor, Tensor]] = []
-        self.validation_budget = max(validation_budget, model.min_budget)
+        self.validation_budget = checked_validation_budget(validation_budget, model.min_budget)
         self.seed = seed
         self.stage = self.curriculum.stages[0]
         self.step_values: dict[str, Tensor] = {}
@@ -106,8 +110,14 @@ class FusionTask(pl.LightningModule):
         self.run_config: dict = {}
 
     def configure_optimizers(self):
-        """AdamW; the schedule's factor times that of the stage, once per optimiser step."""
+        """AdamW; the schedule's factor times that of the stage, once per optimiser step.
+
+        Raises:
+            ValueError: a training so short that a stage gets no step.
+        """
         self.num_steps = int(self.trainer.estimated_stepping_batches)
+        if not self.trainer.fast_dev_run:  # which tries the code on a batch, and keeps no weights
+            require_steps(self.curriculum, self.num_steps)
         settings = self.optimizer_settings
         schedule = learning_rate_factor(settings.schedule, self.num_steps, settings.warm_up_steps)
 
@@ -142,6 +152,18 @@ class FusionTask(pl.LightningModule):
         self.stage = self.stage_entry.enter(self.trainer.global_step / self.num_steps)
         self.depth_terms.rest({name: self.weight_of(name) for name in self.depth_terms.names})
 
+    def on_train_end(self) -> None:
+        """Says which stages a training that was cut off has not come to: nothing else tells of them."""
+        step = self.trainer.global_step
+        reached = self.curriculum.at(max(step - 1, 0) / max(self.num_steps, 1))
+        stages = self.curriculum.stages
+        missed = [stage.name for stage in stages[stages.index(reached) + 1 :]]
+        if missed:
+            rank_zero_warn(
+                f"training ended at step {step} of {self.num_steps}, in stage '{reached.name}' and before "
+                f"{', '.join(missed)}: what these teach, such as a router, has not been learnt"
+            )
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         accumulated = self.trainer.accumulate_grad_batches
         step = self.trainer.global_step * accumulated + batch_idx % accumulated
@@ -164,9 +186,9 @@ class FusionTask(pl.LightningModule):
             self.log_dict(logged, batch_size=len(batch))
         return loss
 
-    def weight_of(self, name: str) -> float:
-        """Of a loss term in this stage."""
-        return self.loss_weights[name] * self.stage.losses.get(name, 1.0)
+    def weight_of(self, name: str, stage: Stage | None = None) -> float:
+        """Of a loss term in a stage; in the present one, if none is named."""
+        return self.loss_weights[name] * (stage or self.stage).losses.get(name, 1.0)
 
     def _trained_forward(self, batch: Batch, step: int) -> tuple[FusionOutput, dict[str, Tensor]]:
         """The output to take the detection loss from, and the further terms of a stage with several routes."""
@@ -263,6 +285,21 @@ class FusionTask(pl.LightningModule):
         scores = {f"val/{name}": value for name, value in self.detection_scores.compute().items()}
         self.log_dict(scores, sync_dist=True)
         self.detection_scores.reset()
+
+
+def checked_validation_budget(budget: object, min_budget: float) -> float:
+    """The budget itself.
+
+    Raises:
+        ValueError: no number, or one that the model cannot keep.
+    """
+    if isinstance(budget, bool) or not isinstance(budget, (int, float)):
+        raise ValueError(f"validation_budget: expected a number in [{min_budget:.4f}, 1], got {budget!r}; change it")
+    try:
+        checked_budget(budget, 1, min_budget)
+    except ValueError as error:
+        raise ValueError(f"validation_budget: {error}") from error
+    return budget
 
 
 def route_values(output: FusionOutput) -> dict[str, Tensor]:

@@ -24,20 +24,27 @@ class ViewTask(FusionTask):
     always; before a training with a BEV it finds nothing, so leave it out (``trainer.limit_val_batches=0``).
 
     Raises:
-        ValueError: a model without cameras or whose encoder has no class channels, or a stage of another route.
+        ValueError: a model without cameras or whose encoder has no class channels, or a stage of another route or
+            that trains something else alone.
     """
 
     def __init__(self, model, stages, optimizer=None, loss_weights=None, **settings):
         unknown = sorted(set(loss_weights or {}) - set(VIEW_WEIGHTS))
         if unknown:
             raise ValueError(f"expected loss weights among {', '.join(VIEW_WEIGHTS)}, got {', '.join(unknown)}")
-        super().__init__(model, stages, optimizer, **settings)
-        self.view_weights = {**VIEW_WEIGHTS, **(loss_weights or {})}
         if not getattr(getattr(model.cameras, "encoder", None), "class_channels", False):
             raise ValueError("expected a model whose view encoder has class channels; set class_channels=true")
-        for stage in self.curriculum.stages:
+        for stage in stages:
             if stage.route != "fixed" or list(stage.units) != ["CAMERAS"]:
                 raise ValueError(f"expected stages with route fixed and units [CAMERAS], got '{stage.name}' otherwise")
+        super().__init__(model, stages, optimizer, **settings)
+        self.view_weights = {**VIEW_WEIGHTS, **(loss_weights or {})}
+        for stage in self.curriculum.stages:
+            if not any(stage.trains(f"cameras.{name}") for name, _ in model.cameras.named_parameters()):
+                raise ValueError(
+                    f"stage '{stage.name}': expected stages that train the cameras, which alone learn in their "
+                    f"pictures, got trainable={list(stage.trainable)}; change it"
+                )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         accumulated = self.trainer.accumulate_grad_batches

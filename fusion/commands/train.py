@@ -10,6 +10,7 @@ resume=RUN goes on with a run that stopped, exactly where its last checkpoint wa
 """
 
 import os
+import shutil
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -47,7 +48,7 @@ def train(config, run_dir: Path, resume: bool = False) -> RunDirectory:
     """Train as the configuration says. The run directory is made once everything in it could be built.
 
     Raises:
-        ValueError, FileNotFoundError: a user's mistake; nothing was written.
+        ValueError, FileNotFoundError: a user's mistake; before the first step nothing is left of a new run.
     """
     import pytorch_lightning as pl
     from omegaconf import OmegaConf
@@ -77,13 +78,19 @@ def train(config, run_dir: Path, resume: bool = False) -> RunDirectory:
     if resume:
         directory = RunDirectory.existing(run_dir)
         checkpoint = str(directory.require_checkpoint())
-    else:
-        # Under DDP Lightning starts this command again for every other rank: the first one has made the folder.
-        directory = RunDirectory(run_dir)
-        if rank_zero_only.rank == 0:
-            RunDirectory.create(run_dir, OmegaConf.to_yaml(config, resolve=True))
-        checkpoint = None
-    trainer.fit(task, datamodule=data, ckpt_path=checkpoint)
+        trainer.fit(task, datamodule=data, ckpt_path=checkpoint)
+        return directory
+    # Under DDP Lightning starts this command again for every other rank: the first one has made the folder.
+    directory, is_new = RunDirectory(run_dir), rank_zero_only.rank == 0 and not run_dir.exists()
+    if rank_zero_only.rank == 0:
+        RunDirectory.create(run_dir, OmegaConf.to_yaml(config, resolve=True))
+    try:
+        trainer.fit(task, datamodule=data)
+    except (ValueError, FileNotFoundError):
+        # Some mistakes are found out by the loaders, or when the number of steps is known.
+        if is_new and trainer.global_step == 0:
+            shutil.rmtree(run_dir, ignore_errors=True)
+        raise
     return directory
 
 

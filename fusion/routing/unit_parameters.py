@@ -35,6 +35,11 @@ def parameters_by_owner(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     return found
 
 
+def branches_of(name: str) -> tuple[tuple[int, int], ...]:
+    """The (unit, branch) pairs that use a FusionModel's parameter of this name; none for what always runs."""
+    return next((pairs for prefix, pairs in _OWNERS.items() if name.startswith(prefix + ".")), ())
+
+
 def rest_unused(
     model: nn.Module, rows: Int64[Tensor, "u k"], sum_over_ranks: Callable[[Tensor], Tensor] | None = None
 ) -> dict[str, int]:

@@ -1,6 +1,7 @@
 """Training with exits and tokens: resumed exactly, the same on two ranks, rested where they weigh nothing, balanced."""
 
 import csv
+import math
 import multiprocessing
 import os
 import signal
@@ -14,6 +15,7 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
+from fusion.adaptive.depth_terms import GATE_PRICE
 from fusion.checkpoint import read_checkpoint
 from fusion.commands.compose import compose, config_folder, instantiate
 from fusion.gradient_report import GradientReport, balance_factors
@@ -24,7 +26,7 @@ from fusion.routing.router import glance_of
 from fusion.stages import Stage
 from fusion.task import FusionTask
 from fusion.trainer import build_trainer
-from fusion.trunk.exits_losses import JointLoss
+from fusion.trunk.exits_losses import JointLoss, exit_losses, gate_targets
 from fusion.trunk.exits_policies import LearnedGate
 from tests.fusion.adaptive_toys import adaptive_model
 from tests.fusion.small_model import IMAGE_SIZE_PX, small_batch, small_model
@@ -125,7 +127,9 @@ def test_a_router_that_stands_still_decides_as_at_evaluation(tmp_path):
 
 
 def test_a_stage_whose_loss_it_cannot_change_is_one_line(tmp_path):
-    task = FusionTask(adaptive_model().train(), [Stage("idle", 1.0, route="full", trainable=("router",))], LEARNING)
+    """Found out in the step where the data decides, here a route that keeps the cameras once in a million samples."""
+    rare = Stage("idle", 1.0, route="random", keep={"camera": 1e-6}, trainable=("cameras",))
+    task = FusionTask(adaptive_model().train(), [rare], LEARNING)
     trainer = build_trainer(tmp_path, max_epochs=1, accelerator="cpu", devices=1, num_sanity_val_steps=0)
     with pytest.raises(
         ValueError, match="stage 'idle': expected a loss that depends on something that the stage trains"
@@ -163,11 +167,20 @@ def test_exits_that_weigh_nothing_do_not_run():
 
 def test_a_learned_gate_has_a_term_of_its_own():
     model, batch = adaptive_model(policy=LearnedGate(2)).train(), small_batch(2)
+    with torch.no_grad():
+        for parameter in model.exits.policy.parameters():
+            parameter.zero_()
     task = FusionTask(model, [Stage("a", 1.0)])
     output = model(batch, plan=model.full_plan(batch))
-    terms = task.depth_terms(output, center_targets(batch.boxes, len(batch), model.head.grid))
-    # Gates that start at 0 say 1/2 for every sample at both exits: the mean of log 2, weighted.
-    assert terms["exit_gate"] > 0
+    targets = center_targets(batch.boxes, len(batch), model.head.grid)
+    terms = task.depth_terms(output, targets)
+    # Gates at 0 say 1/2 for every sample at both exits: log 2 each, those to be opened weighted by how many
+    # others there are for one of them.
+    way, losses = torch.linspace(0, 1, 3), exit_losses(output.exits.outputs, targets).detach()
+    wanted = gate_targets(len(batch) * losses, way, GATE_PRICE)
+    opened = wanted.sum(dim=0)
+    weights = torch.where(wanted > 0, (len(batch) - opened).clamp_min(1) / opened.clamp_min(1), 1.0)
+    assert terms["exit_gate"].item() == pytest.approx(math.log(2) * float(weights.mean()), rel=1e-5)
     terms["exit_gate"].backward()
     assert all(layer.bias.grad is not None for layer in model.exits.policy.layers)
     assert all(parameter.grad is None for parameter in model.head.parameters())

@@ -70,7 +70,7 @@ def test_a_diverged_training_stops_in_one_line(tmp_path):
     task = toy_task()
     task.loss_weights["heatmap"] = float("nan")
     with pytest.raises(ValueError, match="diverged") as error:
-        build_trainer(tmp_path, **OPTIONS).fit(task, datamodule=ToyData(num_batches=2))
+        build_trainer(tmp_path, **OPTIONS).fit(task, datamodule=ToyData(num_batches=3))
     assert "\n" not in str(error.value)
     assert not (tmp_path / "checkpoints" / "last.ckpt").exists()
 
@@ -80,3 +80,14 @@ def test_training_stops_at_its_time_limit(tmp_path):
     trainer.fit(toy_task(), datamodule=ToyData(num_batches=5))
     assert 0 < trainer.global_step < 250
     assert (tmp_path / "checkpoints" / "last.ckpt").is_file()
+
+
+def test_a_training_that_leaves_out_stages_says_so(tmp_path):
+    """Two steps, 0 and .5 of the way, are in the first and the last of the stages until .25, .5 and 1."""
+    with pytest.raises(ValueError, match="got none for random: the 2 optimiser steps"):
+        build_trainer(tmp_path, **OPTIONS).fit(toy_task(), datamodule=ToyData(num_batches=2))
+    trainer = build_trainer(tmp_path, fast_dev_run=True, **OPTIONS)
+    with pytest.warns(UserWarning, match="ended at step 1 of 1, in stage 'points' and before random, learned"):
+        trainer.fit(toy_task(), datamodule=ToyData(num_batches=2))
+    assert trainer.global_step == 1
+    assert not (tmp_path / "checkpoints" / "last.ckpt").exists()

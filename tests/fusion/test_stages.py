@@ -13,7 +13,7 @@ from fusion.draws import keyed_generator, keyed_randomness
 from fusion.routing.nested_gates import HardConcrete
 from fusion.routing.plan import FULL, LITE, SKIP
 from fusion.routing.relaxations import GumbelStraightThrough, SoftmaxStraightThrough
-from fusion.stage_entry import StageEntry, give_faults
+from fusion.stage_entry import StageEntry, give_faults, require_steps
 from fusion.stages import Curriculum, Stage
 from sensors.rig import LIDAR_UNIT, NUM_CAMERAS, RADAR_UNIT, UNITS
 from tests.fusion.toy_data import ToyData
@@ -55,6 +55,8 @@ def test_temperature_falls_exponentially_within_its_stage():
         ({"keep": {"lidar": 1.5}}, "keep"),
         ({"lite_share": -0.1}, "lite_share"),
         ({"route": "paired", "relaxation": SoftmaxStraightThrough()}, "a relaxation for route learned alone"),
+        ({"trainable": "router"}, r"expected trainable to be all or a list, such as \[router\]; got 'router'"),
+        ({"units": "LIDAR"}, r"expected units to be a list, such as \[LIDAR\]; got 'LIDAR'"),
         ({"faults": "some"}, "faults to be all or none"),
         ({"faults": {"severity": 2.0}}, "severity of its faults"),
     ],
@@ -232,3 +234,27 @@ def test_faults_of_stages_reach_the_data_or_are_refused():
     give_faults(Curriculum([Stage("a", 1.0)]), None)
     with pytest.raises(ValueError, match="stage 'a': expected a data module with set_fault_stages.*got NoneType"):
         give_faults(Curriculum(stages), None)
+
+
+def test_stages_without_a_step_are_one_line():
+    """The demo's stages in few steps: 1 / 8 = .125 and 7 / 8 = .875 are below .88, 15 / 16 = .9375 is below .94."""
+    demo = Curriculum([Stage("points", 0.88), Stage("cameras", 0.94), Stage("router", 1.0)])
+    for num_steps, idle in ((8, "cameras, router"), (16, "router")):
+        with pytest.raises(ValueError, match=f"got none for {idle}: the {num_steps} optimiser steps") as error:
+            require_steps(demo, num_steps)
+        assert "until points: 0.88, cameras: 0.94, router: 1;" in str(error.value)
+        assert "\n" not in str(error.value)
+    require_steps(demo, 17)  # 15 / 17 = .882, 16 / 17 = .941
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 300), st.lists(st.floats(0.001, 0.999), max_size=4, unique=True))
+def test_stages_without_a_step_are_those_that_no_step_is_in(num_steps, ends):
+    curriculum = Curriculum([Stage(str(number), end) for number, end in enumerate([*sorted(ends), 1.0])])
+    entered = {curriculum.at(step / num_steps).name for step in range(num_steps)}
+    idle = [stage.name for stage in curriculum.stages if stage.name not in entered]
+    if not idle:
+        require_steps(curriculum, num_steps)
+    else:
+        with pytest.raises(ValueError, match=f"got none for {', '.join(idle)}: "):
+            require_steps(curriculum, num_steps)

@@ -6,7 +6,7 @@ import torch
 from fusion.optim import OptimizerSettings
 from fusion.routing.plan import fixed_plan
 from fusion.stages import Stage
-from fusion.task import DEFAULT_WEIGHTS, FusionTask
+from fusion.task import DEFAULT_WEIGHTS, FusionTask, checked_validation_budget
 from fusion.trainer import build_trainer
 from sensors.rig import LIDAR_UNIT, UNITS
 from tests.fusion.random_batch import random_batch
@@ -143,3 +143,18 @@ def test_validation_of_a_fixed_stage_uses_its_units_alone():
     plan = task.plan_of(Stage("a", 1.0, route="fixed", units=("LIDAR",)), batch, torch.Generator())
     assert plan.choice[:, LIDAR_UNIT].tolist() == [0, 2]
     assert int(plan.choice.sum()) == 2
+
+
+@pytest.mark.parametrize("budget", [1.5, 0.01, float("nan"), "least", None, True])
+def test_a_validation_budget_that_no_model_keeps_is_one_line(budget):
+    with pytest.raises(ValueError, match=r"^validation_budget: expected a .* in \[0.2500, 1\].*, got") as error:
+        checked_validation_budget(budget, 0.25)
+    assert "\n" not in str(error.value)
+    assert checked_validation_budget(0.25, 0.25) == 0.25
+
+
+def test_a_task_is_validated_at_its_budget_and_nowhere_else():
+    model = ToyModel()
+    assert FusionTask(model, [Stage("a", 1.0)], validation_budget=0.6).validation_budget == 0.6
+    with pytest.raises(ValueError, match="^validation_budget: expected a budget in"):
+        FusionTask(model, [Stage("a", 1.0)], validation_budget=model.min_budget - 0.01)

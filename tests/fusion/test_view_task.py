@@ -70,6 +70,10 @@ def test_what_cannot_be_taught_is_refused_in_one_line():
         ViewTask(small_model(), [VIEWS])
     with pytest.raises(ValueError, match="route fixed and units"):
         ViewTask(taught_model(), [replace(VIEWS, units=("LIDAR",))])
+    with pytest.raises(
+        ValueError, match=r"stage 'views': expected stages that train the cameras.*got trainable=\['head'\]"
+    ):
+        ViewTask(taught_model(), [replace(VIEWS, trainable=("head",))])
     with pytest.raises(ValueError, match="loss weights among perspective, depth, got heatmap"):
         ViewTask(taught_model(), [VIEWS], loss_weights={"heatmap": 1.0})
     with pytest.raises(ValueError, match="center_maps=true"):

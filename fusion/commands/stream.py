@@ -12,7 +12,7 @@ sensors that do not run. wake_ms is what a sensor needs to wake up.
 
 Where dynfusion adaptive has found settings for exits and tokens, they share the budget with the router (policy argmax
 and hysteresis; with the others the route alone keeps it). A frame that leaves at an exit before the cameras does not
-open them.
+decode them in full; their files stay closed if the glance does not open them either (glance=last).
 """
 
 import json

@@ -81,7 +81,8 @@ def train(config, run_dir: Path, resume: bool = False) -> RunDirectory:
         trainer.fit(task, datamodule=data, ckpt_path=checkpoint)
         return directory
     # Under DDP Lightning starts this command again for every other rank: the first one has made the folder.
-    directory, is_new = RunDirectory(run_dir), rank_zero_only.rank == 0 and not run_dir.exists()
+    directory, was_there = RunDirectory(run_dir), run_dir.is_dir()
+    is_new = rank_zero_only.rank == 0 and not (was_there and any(run_dir.iterdir()))
     if rank_zero_only.rank == 0:
         RunDirectory.create(run_dir, OmegaConf.to_yaml(config, resolve=True))
     try:
@@ -90,6 +91,8 @@ def train(config, run_dir: Path, resume: bool = False) -> RunDirectory:
         # Some mistakes are found out by the loaders, or when the number of steps is known.
         if is_new and trainer.global_step == 0:
             shutil.rmtree(run_dir, ignore_errors=True)
+            if was_there:
+                run_dir.mkdir(exist_ok=True)
         raise
     return directory
 

@@ -24,7 +24,8 @@ class StreamedFrame:
     """One keyframe as it was dealt with.
 
     Attributes:
-        route: branch of every unit that ran.
+        chosen: branch of every unit, as it was decided.
+        route: the same of what ran before the frame left.
         exit: early exit that the frame left at, counted from 0; None: it went all the way.
         ms: wall milliseconds by PARTS; the first frame of a process warms up.
         wake_ms: added for sensors that had to wake up.
@@ -37,6 +38,7 @@ class StreamedFrame:
 
     token: str
     scene: str
+    chosen: Int64[Tensor, "u"]
     route: Int64[Tensor, "u"]
     exit: int | None
     ms: dict[str, float]
@@ -83,7 +85,7 @@ class StreamSummary:
         share, joules: means.
         ran_share: share of frames in which each unit ran.
         left_share: share of frames that left at an early exit.
-        num_switches: frames whose route differs from the one before in the scene.
+        num_switches: frames for which another route was chosen than for the one before in the scene.
     """
 
     num_frames: int
@@ -116,5 +118,5 @@ def summary_of(frames: Sequence[StreamedFrame]) -> StreamSummary:
         joules=float(np.mean([frame.joules for frame in frames])),
         ran_share={unit: float(ran[:, row].mean()) for row, unit in enumerate(UNITS)},
         left_share=float(np.mean([frame.exit is not None for frame in frames])),
-        num_switches=sum(a.scene == b.scene and not torch.equal(a.route, b.route) for a, b in pairs),
+        num_switches=sum(a.scene == b.scene and not torch.equal(a.chosen, b.chosen) for a, b in pairs),
     )

@@ -88,7 +88,7 @@ class Stream:
     def _step(self, keyframe: Keyframe) -> StreamedFrame:
         laps = _Laps(self.device)
         choice, has_router = self._routed(keyframe, laps)
-        output, batch, executed = self._ran(keyframe, choice, has_router, laps)
+        output, batch = self._ran(keyframe, choice, laps)
         laps.end("trunk")
         found = decode(output.head, self.model.head.grid, self._options)[0]
         boxes = to_global(found, batch.ego_from_ego_aug[0].cpu(), batch.global_from_ego[0].cpu())
@@ -97,7 +97,7 @@ class Stream:
         gflops = output.trace.gflops()[0] + (self.model.prices().always["router"] if has_router else 0.0)
         left = None if output.exits is None else int(output.exits.exit_of[0])
         left = left if left is not None and left < len(self.model.exits.heads) else None
-        return self._record(keyframe, executed, left, laps.ms, gflops, boxes)
+        return self._record(keyframe, choice, left, laps.ms, gflops, boxes)
 
     def _bound(self, keyframe: Keyframe) -> float | None:
         """Of the route; exits and tokens are told theirs. None: the full route."""
@@ -122,24 +122,18 @@ class Stream:
         laps.end("route")
         return choice, True
 
-    def _ran(
-        self, keyframe: Keyframe, choice: Int64[Tensor, "u"], has_router: bool, laps: "_Laps"
-    ) -> tuple[FusionOutput, Batch, Int64[Tensor, "u"]]:
-        """The model's answer, the batch, and the branches that ran.
+    def _ran(self, keyframe: Keyframe, choice: Int64[Tensor, "u"], laps: "_Laps") -> tuple[FusionOutput, Batch]:
+        """The model's answer and the batch.
 
         Where the frame may leave before all sensors have run, the others are not read before it has not left.
         """
-        model, exits = self.model, self.model.exits
-        first = set(exits.first_group) if exits is not None and exits.may_leave_group else set(SENSORS)
-        is_first = torch.tensor([sensor in first for sensor, units in SENSORS.items() for _ in units])
-        executed = torch.where(is_first, choice, SKIP)
-        batch = self._read(keyframe, executed, first, laps)
+        model, first = self.model, self._read_first()
+        is_first = _units_of(first)
+        batch = self._read(keyframe, torch.where(is_first, choice, SKIP), first, laps)
         available = torch.where(is_first, model.available(batch)[0].cpu(), self._present(keyframe))[None]
 
         def rest() -> Batch:
-            nonlocal executed
             laps.end("trunk")
-            executed = choice
             others = self._read(keyframe, torch.where(is_first, SKIP, choice), set(SENSORS) - first, laps)
             return replace(batch, **{name: getattr(others, name) for name in set(SENSORS) - first})
 
@@ -153,7 +147,18 @@ class Stream:
             output = model.execute(batch, dispatch, has_router=False, rest=rest if len(first) < len(SENSORS) else None)
         finally:
             hook.remove()
-        return output, batch, executed
+        return output, batch
+
+    def _read_first(self) -> set[str]:
+        """Sensors that the first part of a pass looks at: those of the exits' first group, and what they look at."""
+        model = self.model
+        if model.exits is None or not model.exits.may_leave_group:
+            return set(SENSORS)
+        first = set(model.exits.first_group)
+        if "camera" in first:
+            first |= {"lidar"} if model.cameras.depth_from_lidar else set()
+            first |= set() if model.camera_guide is None else {model.camera_guide}
+        return first
 
     def _read(self, keyframe: Keyframe, choice: Int64[Tensor, "u"], sensors: Collection[str], laps: "_Laps") -> Batch:
         self.senses.read(keyframe, choice.numpy())
@@ -175,13 +180,16 @@ class Stream:
     def _record(
         self,
         keyframe: Keyframe,
-        executed: Int64[Tensor, "u"],
+        choice: Int64[Tensor, "u"],
         left: int | None,
         ms: dict[str, float],
         gflops: float,
         boxes: Boxes,
     ) -> StreamedFrame:
         prices, settings = self.model.prices(), self.settings
+        exits = self.model.exits
+        stopped = left == 0 and exits.first_group  # the others have not run
+        executed = torch.where(_units_of(exits.first_group), choice, SKIP) if stopped else choice
         runs = executed != SKIP
         wakes = self._awake is not None and bool((runs & ~self._awake).any())
         self._awake = runs
@@ -191,6 +199,7 @@ class Stream:
         return StreamedFrame(
             token=keyframe.frame.token,
             scene=keyframe.frame.scene,
+            chosen=choice,
             route=executed,
             exit=left,
             ms=ms,
@@ -202,6 +211,10 @@ class Stream:
             joules=settings.energy.sample_j(gflops, opened),
             boxes=boxes,
         )
+
+
+def _units_of(sensors: Collection[str]) -> Bool[Tensor, "u"]:
+    return torch.tensor([sensor in sensors for sensor, units in SENSORS.items() for _ in units])
 
 
 def _glance(

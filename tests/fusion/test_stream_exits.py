@@ -14,6 +14,8 @@ from fusion.commands.runs import open_run
 from fusion.robustness.fingerprint import model_word
 from fusion.routing.plan import FULL, SKIP
 from fusion.scoring.evaluate import evaluate_model
+from fusion.stream import senses
+from fusion.stream.record import summary_of
 from fusion.stream.runner import Stream, StreamSettings
 from fusion.stream.senses import SceneSenses
 from sensors.rig import CAMERAS, LIDAR, LIDAR_UNIT, RADARS
@@ -94,6 +96,42 @@ def test_with_the_router_tokens_and_bounds_of_single_frames(opened, thresholds, 
     frames = streamed(opened)
     assert_as_evaluated(opened, frames)
     assert 0 < sum(frame.exit == 0 for frame in frames) < NUM_FRAMES
+
+
+@pytest.mark.parametrize("glance", ["reduced", "last"])
+def test_what_the_glance_opens_stays_small_where_the_frame_leaves(glance, opened, thresholds, monkeypatch):
+    """The first frame of a scene looks at everything. Pictures of 36 lines are not reduced unless asked to."""
+    decoded, plain = [], senses.decode_pixels
+    monkeypatch.setattr(senses, "decode_pixels", lambda data, name: decoded.append(name) or plain(data, name))
+    monkeypatch.setattr(senses, "_LEAST_ROWS", 4)
+    sharing(opened, monkeypatch, -math.inf, math.inf, route_budget=0.95)
+    frames = streamed(opened, glance=glance)
+    assert [frame.exit for frame in frames] == [0] * NUM_FRAMES
+    assert not decoded
+    opens = [bool(set(frame.opened) & {*CAMERAS}) for frame in frames]
+    begins = [i == 0 or frame.scene != frames[i - 1].scene for i, frame in enumerate(frames)]
+    assert opens == (begins if glance == "last" else [True] * NUM_FRAMES)
+    assert summary_of(frames).num_switches == sum(
+        a.scene == b.scene and not a.chosen.equal(b.chosen) for a, b in zip(frames, frames[1:], strict=False)
+    )
+
+
+@pytest.mark.parametrize("group", [["camera"], ["camera", "radar"]])
+def test_cameras_that_run_first_have_what_they_look_at(group, run_folder, monkeypatch):
+    """The LiDAR gives them depths, although it runs after the first exit."""
+    words = [f"model.exits.first_group=[{','.join(group)}]", "model.cameras.depth_from_lidar=true"]
+    opened = open_run(run_folder, words, [], calibrated=False)
+    opened.model.exits.observing = True
+    with torch.no_grad():
+        scores = torch.cat([opened.model(batch).exits.scores[:, 0] for batch in loader(opened)])
+    opened.model.exits.observing = False
+    sharing(opened, monkeypatch, float(scores.median()), math.inf)
+    frames = streamed(opened)
+    assert_as_evaluated(opened, frames)
+    assert 0 < sum(frame.exit == 0 for frame in frames) < NUM_FRAMES
+    for frame in frames:
+        assert frame.exit is None or frame.route[LIDAR_UNIT] == SKIP  # it has not run
+        assert LIDAR in frame.opened
 
 
 def test_nothing_is_read_twice(opened, thresholds, monkeypatch):

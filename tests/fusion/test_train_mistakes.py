@@ -56,6 +56,16 @@ def test_a_training_too_short_for_its_stages(words, tmp_path, capsys):
     assert message.endswith("train longer (such as trainer.max_epochs), or change 'until' of the stages")
 
 
+def test_an_empty_folder_that_was_there_stays_and_can_be_used(words, tmp_path, capsys):
+    run = tmp_path / "run"
+    run.mkdir()
+    short = ["stages=demo", "trainer.max_epochs=1", "+trainer.limit_train_batches=6"]
+    for _ in range(2):
+        assert main(["train", *short, *words, f"run_dir={run}"]) == 2
+        assert "expected a step of training for every stage" in capsys.readouterr().err
+        assert not list(run.iterdir())
+
+
 def test_the_words_of_the_gradients_page(words, tmp_path, capsys):
     run = tmp_path / "run"
     short = ["stages=full", "trainer.max_epochs=1", "+trainer.limit_train_batches=1", "trainer.limit_val_batches=0"]

@@ -121,9 +121,11 @@ def _rows_of(run: Path, cells: list) -> list[dict]:
     """Cells of a run's ablation, and the tables of the calibration that it has beside them."""
     from fusion.adaptive.files import FILE
 
-    rows = [{"run": run.name, "table": "ablation", **asdict(cell), "left_early": 1 - cell.left[-1]} for cell in cells]
-    for row in rows:
-        del row["left"]
+    rows = []
+    for cell in cells:
+        left = {"left_early": 1 - cell.left[-1]}
+        values = {name: value for name, value in asdict(cell).items() if name != "left"}
+        rows.append({"run": run.name, "table": "ablation", **values, **left})
     if not (run / FILE).is_file():
         return rows
     content = json.loads((run / FILE).read_text(encoding="utf-8"))

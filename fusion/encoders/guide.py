@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from datamodules.batch import Batch, PointBatch
 from fusion.encoders.vit_tokens import GuidedKeep
-from fusion.ops.projection import PosedViews, seen_points
+from fusion.ops.projection import PosedViews, seen_by_own_views
 
 GUIDES = ("lidar", "radar")
 
@@ -86,10 +86,8 @@ def point_scores(points: PointBatch, views: PosedViews, size: tuple[int, int]) -
     """How many points fall into each patch; arguments as of ``guide_scores``."""
     num_patches = size[0] * size[1]
     scores = torch.zeros(len(views) * num_patches, device=views.sample.device)
-    for which in torch.unique(views.sample).tolist():
-        rows = torch.nonzero(views.sample == which)[:, 0]
-        seen = seen_points(points.points[points.sample == which, :3], views.posed(rows), size)
-        scores = scores.index_add(0, rows[seen.view] * num_patches + seen.cell, torch.ones_like(seen.depth_m))
+    seen = seen_by_own_views(points, views, size)
+    scores = scores.index_add(0, seen.view * num_patches + seen.cell, torch.ones_like(seen.depth_m))
     return scores.view(len(views), num_patches)
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from datamodules.batch import PointBatch
-from fusion.ops.projection import PosedViews, seen_points
+from fusion.ops.projection import PosedViews, seen_by_own_views
 from fusion.ops.sweeps import newest
 
 _NEWEST_S = 0.02
@@ -30,8 +30,6 @@ def measured_depth(points: PointBatch, views: PosedViews, feature_size: tuple[in
     """
     num_cells, device = feature_size[0] * feature_size[1], views.sample.device
     depth_m = torch.full((len(views) * num_cells,), torch.inf, device=device)
-    for which in torch.unique(views.sample).tolist():
-        rows = torch.nonzero(views.sample == which)[:, 0]
-        seen = seen_points(points.points[points.sample == which, :3], views.posed(rows), feature_size)
-        depth_m = depth_m.scatter_reduce(0, rows[seen.view] * num_cells + seen.cell, seen.depth_m, "amin")
+    seen = seen_by_own_views(points, views, feature_size)
+    depth_m = depth_m.scatter_reduce(0, seen.view * num_cells + seen.cell, seen.depth_m, "amin")
     return torch.where(depth_m.isinf(), 0.0, depth_m).view(len(views), *feature_size)

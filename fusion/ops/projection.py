@@ -1,10 +1,12 @@
 """Which cells of a view's feature map look at a point."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
+
+from datamodules.batch import PointBatch
 
 FLOPS_PER_POINT = 36
 """Two 3x3 products with their sums, and two divisions, of one point in one view."""
@@ -76,3 +78,19 @@ def seen_points(xyz_m: Float[Tensor, "p 3"], views: PosedViews, size: tuple[int,
     view, point = torch.nonzero(inside, as_tuple=True)
     cell = line[view, point].long() * size[1] + column[view, point].long()
     return SeenPoints(view, point, cell, depth_m[view, point])
+
+
+def seen_by_own_views(points: PointBatch, views: PosedViews, size: tuple[int, int]) -> SeenPoints:
+    """The same of a batch: each point by the views of its own sample.
+
+    Args:
+        points: in the ego frame of the views, of any number of samples.
+        size: lines and columns of the map that spans the picture.
+    """
+    index = torch.zeros(0, dtype=torch.int64, device=views.sample.device)
+    parts = [SeenPoints(index, index, index, views.ego_from_camera.new_zeros(0, dtype=torch.float32))]
+    for which in torch.unique(views.sample).tolist():
+        rows, own = (torch.nonzero(sample == which)[:, 0] for sample in (views.sample, points.sample))
+        seen = seen_points(points.points[own, :3], views.posed(rows), size)
+        parts.append(replace(seen, view=rows[seen.view], point=own[seen.point]))
+    return SeenPoints(**{name: torch.cat([vars(part)[name] for part in parts]) for name in vars(parts[0])})

@@ -88,16 +88,15 @@ class Stream:
     def _step(self, keyframe: Keyframe) -> StreamedFrame:
         laps = _Laps(self.device)
         choice, has_router = self._routed(keyframe, laps)
-        output, batch = self._ran(keyframe, choice, laps)
+        output, batch = self._ran(keyframe, choice, has_router, laps)
         laps.end("trunk")
         found = decode(output.head, self.model.head.grid, self._options)[0]
         boxes = to_global(found, batch.ego_from_ego_aug[0].cpu(), batch.global_from_ego[0].cpu())
         laps.end("decode")
         self._remember(choice, found)
-        gflops = output.trace.gflops()[0] + (self.model.prices().always["router"] if has_router else 0.0)
         left = None if output.exits is None else int(output.exits.exit_of[0])
         left = left if left is not None and left < len(self.model.exits.heads) else None
-        return self._record(keyframe, choice, left, laps.ms, gflops, boxes)
+        return self._record(keyframe, choice, left, laps.ms, output.trace.gflops()[0], boxes)
 
     def _bound(self, keyframe: Keyframe) -> float | None:
         """Of the route; exits and tokens are told theirs. None: the full route."""
@@ -122,7 +121,9 @@ class Stream:
         laps.end("route")
         return choice, True
 
-    def _ran(self, keyframe: Keyframe, choice: Int64[Tensor, "u"], laps: "_Laps") -> tuple[FusionOutput, Batch]:
+    def _ran(
+        self, keyframe: Keyframe, choice: Int64[Tensor, "u"], has_router: bool, laps: "_Laps"
+    ) -> tuple[FusionOutput, Batch]:
         """The model's answer and the batch.
 
         Where the frame may leave before all sensors have run, the others are not read before it has not left.
@@ -144,7 +145,7 @@ class Stream:
             # As where the model routes by itself: a route given from elsewhere, or a budget of 1, asks for no bound.
             is_capped = torch.tensor([self.route_of is None and self.settings.budget < 1])
             dispatch = Dispatch.of(plan, available, model.prices().exists(), "sparse", is_capped)
-            output = model.execute(batch, dispatch, has_router=False, rest=rest if len(first) < len(SENSORS) else None)
+            output = model.execute(batch, dispatch, has_router, rest=rest if len(first) < len(SENSORS) else None)
         finally:
             hook.remove()
         return output, batch

@@ -15,7 +15,7 @@ from fusion.heads.center import NUM_CLASSES, CenterHead, HeadOutput
 from fusion.routing.plan import ExecutionTrace
 from fusion.trunk.exits_combine import Boosted, Combination
 from fusion.trunk.exits_fitted import check_known
-from fusion.trunk.exits_head import AFTER_GROUP, ExitHead, check_places, same_grid, scaled_gradient, stage_maps
+from fusion.trunk.exits_head import AFTER_GROUP, ExitHead, check_places, scaled_gradient, stage_maps
 from fusion.trunk.exits_peaks import find_peaks
 from fusion.trunk.exits_policies import ExitPolicy, MaxProb
 from fusion.trunk.exits_rows import ExitRun, Walk, picked
@@ -108,7 +108,7 @@ class EarlyExits(nn.Module):
                     f"expected the exit after stage {one.after} to take the {maps[one.after][0]} channels of "
                     f"that stage, got in_channels {one.in_channels}; change it"
                 )
-            if not same_grid(one.head.grid, head.grid):
+            if not one.head.grid.is_same(head.grid):
                 raise ValueError(f"expected exits on the grid of the model's head, {head.grid}, got {one.head.grid}")
             if one.head.group_of_class != head.group_of_class:
                 raise ValueError(

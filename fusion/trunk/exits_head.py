@@ -12,7 +12,6 @@ from torch.nn import functional
 from fusion.heads.center import CenterHead
 from fusion.ops.blocks import enlarged, group_norm
 from fusion.ops.flops import counted_gflops
-from sensors.grid import BevGrid
 
 AFTER_GROUP = -1
 """Place of an exit over the BEV of the first sensors, before the others run."""
@@ -78,12 +77,6 @@ def check_places(places: Sequence[int]) -> None:
         )
     if list(places) != sorted(set(places)):
         raise ValueError(f"expected exits after stages in rising order, each once, got {list(places)}; reorder them")
-
-
-def same_grid(one: BevGrid, other: BevGrid) -> bool:
-    """Whether the cells are the same, whatever sequence types a configuration gave."""
-    ranges = [(tuple(grid.x_range_m), tuple(grid.y_range_m), grid.cell_m) for grid in (one, other)]
-    return ranges[0] == ranges[1]
 
 
 def stage_maps(

@@ -1,5 +1,7 @@
 """A small FusionModel with router, exits and tokens."""
 
+from collections.abc import Iterator
+
 import torch
 
 from fusion.heads.center import CenterHead
@@ -31,3 +33,11 @@ def adaptive_model(places: tuple[int, ...] = (-1, 0), **options) -> FusionModel:
             for parameter in module.parameters():
                 parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
     return model.eval()
+
+
+def restored(parameter: torch.nn.Parameter) -> Iterator[torch.nn.Parameter]:
+    """For a fixture: the parameter, to be overwritten, which has its values again afterwards."""
+    before = parameter.detach().clone()
+    yield parameter
+    with torch.no_grad():
+        parameter.copy_(before)

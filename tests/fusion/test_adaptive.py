@@ -23,7 +23,7 @@ from fusion.adaptive.observe import observe
 from fusion.adaptive.search import Candidate, allocated, candidates
 from fusion.adaptive.settings import TokenLevel, token_thresholds
 from fusion.robustness.fingerprint import model_word
-from tests.fusion.adaptive_toys import adaptive_model
+from tests.fusion.adaptive_toys import adaptive_model, restored
 from tests.fusion.small_model import small_batch
 
 MODEL = adaptive_model()
@@ -73,11 +73,7 @@ def test_all_open_is_the_plain_model(found):
 @pytest.fixture
 def router_bias():
     """The shared model's, to be overwritten: other tests find it as it was."""
-    bias = MODEL.router.bias
-    before = bias.detach().clone()
-    yield bias
-    with torch.no_grad():
-        bias.copy_(before)
+    yield from restored(MODEL.router.bias)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])

@@ -16,7 +16,7 @@ from fusion.encoders.vit_learned import AVit, DynamicVit
 from fusion.encoders.vit_tokens import Dense, EVit, GuidedKeep, ToMe
 from fusion.model import FusionModel
 from fusion.units import ViewBranches
-from tests.fusion.adaptive_toys import adaptive_model
+from tests.fusion.adaptive_toys import adaptive_model, restored
 from tests.fusion.small_model import BEV, IMAGE_SIZE_PX, small_batch
 from tests.fusion.test_tokens_vit import DIM, IMAGES, NUM_PATCHES, SIZE, with_method
 
@@ -65,11 +65,7 @@ def test_what_was_observed_is_what_runs():
 @pytest.fixture
 def router_bias():
     """The shared model's, to be overwritten: other tests find it as it was."""
-    bias = MODEL.router.bias
-    before = bias.detach().clone()
-    yield bias
-    with torch.no_grad():
-        bias.copy_(before)
+    yield from restored(MODEL.router.bias)
 
 
 def test_the_cap_holds_at_every_rate_and_six_views_save_six_times(router_bias):

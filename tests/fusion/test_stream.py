@@ -67,6 +67,15 @@ def channels_of(files) -> set[str]:
     return {path.split("/")[-2] for path in files}
 
 
+def assert_as_evaluated(frames, plain) -> None:
+    np.testing.assert_allclose([frame.gflops for frame in frames], plain.gflops, rtol=1e-6)
+    for frame in frames:
+        wanted = plain.detections[frame.token]
+        assert len(frame.boxes) == len(wanted) > 0
+        np.testing.assert_allclose(frame.boxes.score, wanted.score, atol=1e-5)
+        np.testing.assert_allclose(frame.boxes.center_m, wanted.center_m, atol=1e-3)
+
+
 def test_files_of_skipped_sensors_are_never_opened(opened, files):
     route = [SKIP] * 8
     route[0], route[RADAR_UNIT] = FULL, LITE
@@ -115,12 +124,7 @@ def test_with_a_full_glance_routes_and_boxes_are_those_of_evaluation(opened):
         plain = evaluate_model(opened.model, opened.data.evaluation_loader("small_train", batch_size=1), budget=budget)
         frames = list(stream_of(opened, glance="full", settings=StreamSettings(budget)).run(range(7)))
         np.testing.assert_array_equal(np.stack([frame.route.numpy() for frame in frames]), plain.branch)
-        np.testing.assert_allclose([frame.gflops for frame in frames], plain.gflops, rtol=1e-6)
-        for frame in frames:
-            wanted = plain.detections[frame.token]
-            assert len(frame.boxes) == len(wanted) > 0
-            np.testing.assert_allclose(frame.boxes.score, wanted.score, atol=1e-5)
-            np.testing.assert_allclose(frame.boxes.center_m, wanted.center_m, atol=1e-3)
+        assert_as_evaluated(frames, plain)
 
 
 def test_boxes_under_any_plan_are_those_of_evaluation(opened):

@@ -21,6 +21,7 @@ from fusion.stream.senses import SceneSenses
 from sensors.rig import CAMERAS, LIDAR, LIDAR_UNIT, RADARS
 from tests.fusion.remembering_model import scorable_small_set
 from tests.fusion.routed_run import SMALL_SET, write_routed_run
+from tests.fusion.test_stream import assert_as_evaluated
 
 NUM_FRAMES = 7
 
@@ -67,20 +68,14 @@ def streamed(opened, route_of=None, budget: float = 0.9, glance: str = "full"):
     return list(Stream(opened.model, sense, StreamSettings(budget), route_of).run(range(NUM_FRAMES)))
 
 
-def assert_as_evaluated(opened, frames, budget: float = 0.9) -> None:
-    plain = evaluate_model(opened.model, loader(opened), budget=budget)
-    np.testing.assert_allclose([frame.gflops for frame in frames], plain.gflops, rtol=1e-6)
-    for frame in frames:
-        wanted = plain.detections[frame.token]
-        assert len(frame.boxes) == len(wanted) > 0
-        np.testing.assert_allclose(frame.boxes.score, wanted.score, atol=1e-5)
-        np.testing.assert_allclose(frame.boxes.center_m, wanted.center_m, atol=1e-3)
+def evaluated(opened):
+    return evaluate_model(opened.model, loader(opened), budget=0.9)
 
 
 def test_a_frame_that_leaves_before_the_cameras_does_not_open_them(opened, thresholds, monkeypatch):
     sharing(opened, monkeypatch, *thresholds)
     frames = streamed(opened)
-    assert_as_evaluated(opened, frames)
+    assert_as_evaluated(frames, evaluated(opened))
     assert {frame.exit for frame in frames} == {0, 1, None}
     for frame in frames:
         points = {LIDAR, *RADARS}
@@ -94,7 +89,7 @@ def test_with_the_router_tokens_and_bounds_of_single_frames(opened, thresholds, 
     bounds = {"route_budget": opened.model.min_budget + 0.1, "rich_route_budget": 0.95, "rich_share": 0.5}
     sharing(opened, monkeypatch, thresholds[0], math.inf, token_threshold=0.1, token_most=0.5, **bounds)
     frames = streamed(opened)
-    assert_as_evaluated(opened, frames)
+    assert_as_evaluated(frames, evaluated(opened))
     assert 0 < sum(frame.exit == 0 for frame in frames) < NUM_FRAMES
 
 
@@ -127,7 +122,7 @@ def test_cameras_that_run_first_have_what_they_look_at(group, run_folder, monkey
     opened.model.exits.observing = False
     sharing(opened, monkeypatch, float(scores.median()), math.inf)
     frames = streamed(opened)
-    assert_as_evaluated(opened, frames)
+    assert_as_evaluated(frames, evaluated(opened))
     assert 0 < sum(frame.exit == 0 for frame in frames) < NUM_FRAMES
     for frame in frames:
         assert frame.exit is None or frame.route[LIDAR_UNIT] == SKIP  # it has not run
